@@ -1,0 +1,1 @@
+"""What a training image undergoes: policies draw plans, one function applies them."""

@@ -1,0 +1,448 @@
+"""The one definition of every option: frozen models, read from YAML recipes and `key=value` overrides.
+
+A recipe is a complete run. `teacher` and `student` are whole training parts made by laying their own keys over
+`train`, so that nothing is left to be filled in once a `RunConfig` exists. What a result depends on is hashed;
+`runtime` and `sources` (devices, workers, paths) are not.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tutelage.types import InputError
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+PositiveInt = Annotated[int, Field(gt=0)]
+JITTER_OF_LEVEL: dict[str, tuple[float, float]] = {
+    "none": (1.0, 1.0),
+    "s1": (0.8, 1.2),  # arXiv:2006.06882, table 1
+    "s2": (0.8, 1.2),
+    "s3": (0.5, 2.0),
+    "s4": (0.5, 2.0),
+}
+
+
+class Part(BaseModel):
+    """A group of options: unknown keys are refused, values cannot be changed later."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SourcesConfig(Part):
+    """Where the data lies; outside the hash, which takes the content instead."""
+
+    labeled: tuple[str, ...] = Field((), description="labeled data: files or folders in any known format")
+    labeled_list: str = Field("", description="text file of paths, names or stems: only these images stay labeled")
+    unlabeled: tuple[str, ...] = Field((), description="the pool: folders of images, lists of paths, or data sets")
+    val: tuple[str, ...] = Field((), description="selection split; only what is chosen is chosen on it")
+    test: tuple[str, ...] = Field((), description="test split; only measured on, never chosen on")
+    images: str = Field("", description="folder that image paths in annotations are relative to; found when empty")
+
+
+class DataConfig(Part):
+    """How data is read."""
+
+    bad_boxes: Literal["error", "clip", "drop"] = Field(
+        "error", description="boxes that are empty, infinite or outside their image"
+    )
+    boxes_in: Literal["shown", "stored"] = Field(
+        "shown", description="pixels that boxes of EXIF-rotated images refer to, where the annotated size is silent"
+    )
+    range: tuple[float, float] = Field((0.0, 65535.0), description="16-bit values that become 0 and 255")
+    truncated: Literal["error", "accept"] = Field("error", description="a JPEG that ends early in labeled or test data")
+    max_pixels: PositiveInt = Field(178_956_970, description="larger images are refused as decompression bombs")
+    unlisted: Literal["error", "negative", "pool"] = Field(
+        "error", description="an image file beside the annotations that has no entry in them"
+    )
+    labeled_fraction: float = Field(1.0, gt=0, le=1, description="share of the labeled images that keeps its labels")
+    rest_as_pool: bool = Field(False, description="images without labels by `labeled_fraction` or a list join the pool")
+    group: str = Field(
+        "none", description="images that belong together in splits: none, parent, or a pattern with one group"
+    )
+    test_fraction: float = Field(0.2, gt=0, lt=1, description="share of the labels that is test when none is given")
+    val_fraction: Fraction = Field(
+        0.0, description="share of the labels set aside as selection split when none is given"
+    )
+
+
+class AugmentConfig(Part):
+    """What a training image undergoes."""
+
+    level: Literal["none", "s1", "s2", "s3", "s4"] = Field("s1", description="augmentation level of the paper")
+    jitter: tuple[float, float] = Field(
+        (0.8, 1.2), description="image size over canvas size, drawn uniformly; follows from the level unless given"
+    )
+    flip: Fraction = Field(0.5, description="probability of a horizontal flip")
+    policy: Literal["v0", "v1", "v2", "v3"] = Field("v0", description="AutoAugment policy of s2 and s3")
+    layers: int = Field(2, ge=0, description="RandAugment operations an image, in s4")
+    magnitude: float = Field(10.0, ge=0, le=30, description="RandAugment magnitude, in s4 (paper: 10; ResNet-101 15)")
+    pixel_scale: float = Field(
+        1.0,
+        gt=0,
+        description="factor on the policies' pixel distances, which are meant for photographs of about 640 px",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _jitter_follows_level(cls, raw: Any) -> Any:
+        if isinstance(raw, Mapping) and "jitter" not in raw:
+            return {**raw, "jitter": JITTER_OF_LEVEL.get(str(raw.get("level", "s1")), (0.8, 1.2))}
+        return raw
+
+
+class AnchorConfig(Part):
+    """Anchors of a RetinaNet (facts: TPU detection code, anchor.py)."""
+
+    size: float = Field(4.0, gt=0, description="side of the base anchor in strides")
+    octaves: PositiveInt = Field(3, description="scales a level: 2^(0/n) .. 2^((n-1)/n)")
+    aspect_ratios: tuple[float, ...] = Field((1.0, 2.0, 0.5), description="width over height")
+
+
+class NormConfig(Part):
+    """Batch normalization of pyramid and heads (and of the backbone where `backbone_norm` says so)."""
+
+    momentum: float = Field(
+        0.003, gt=0, lt=1, description="share of the new batch in the running statistics (1 - 0.997)"
+    )
+    eps: float = Field(1e-4, gt=0, description="added to the variance")
+
+
+class LossConfig(Part):
+    """RetinaNet losses (facts 1.6)."""
+
+    focal_alpha: Fraction = Field(0.25, description="weight of positives in the focal loss")
+    focal_gamma: float = Field(1.5, ge=0, description="focusing exponent")
+    huber_delta: float = Field(0.1, gt=0, description="where the box loss turns linear")
+    box_weight: float = Field(50.0, ge=0, description="weight of the box loss, which is normalized by 4 x positives")
+
+
+class ModelConfig(Part):
+    """The network."""
+
+    backbone: str = Field("resnet10t", description="name of a timm model with stages at strides 8, 16, 32")
+    init: str = Field("random", description="random, imagenet, imagenet++, or a checkpoint file or folder")
+    num_classes: PositiveInt = Field(91, description="classes where no data says so (`show`)")
+    min_level: int = Field(3, ge=2, le=5, description="finest pyramid level; its stride is 2^level")
+    max_level: int = Field(7, ge=3, le=8, description="coarsest pyramid level")
+    pyramid: Literal["fpn"] = Field("fpn", description="feature pyramid")
+    pyramid_width: PositiveInt = Field(256, description="channels of the pyramid")
+    head_width: PositiveInt = Field(256, description="channels of the heads' towers")
+    head_depth: int = Field(4, ge=0, description="convolutions of each tower")
+    activation: Literal["relu", "silu"] = Field("relu", description="activation of pyramid and heads")
+    drop_path: Fraction = Field(0.0, description="stochastic depth of the backbone (EfficientNet: 0.2)")
+    norm: NormConfig = Field(default_factory=NormConfig, description="batch-norm of pyramid and heads")
+    backbone_norm: Literal["own", "shared"] = Field(
+        "shared",
+        description="own: the backbone keeps its own batch-norm constants (EfficientNet); shared: takes `norm`",
+    )
+    anchors: AnchorConfig = Field(default_factory=AnchorConfig, description="anchor boxes")
+    loss: LossConfig = Field(default_factory=LossConfig, description="loss constants")
+    canvas: tuple[PositiveInt, PositiveInt] = Field((640, 640), description="network input (height, width) in pixels")
+
+
+class TrainConfig(Part):
+    """One training."""
+
+    batch_size: PositiveInt = Field(16, description="labeled images a step, over all devices")
+    passes: float = Field(100.0, ge=0, description="length in passes over the labeled images")
+    min_steps: PositiveInt = Field(100, description="least number of steps")
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="optimizer")
+    lr: float = Field(0.32, gt=0, description="peak learning rate at `lr_batch_size` labeled images a step")
+    lr_batch_size: PositiveInt = Field(256, description="batch size that `lr` is meant for")
+    lr_rule: Literal["linear", "sqrt", "fixed"] = Field("linear", description="how the rate follows `batch_size`")
+    momentum: Fraction = Field(0.9, description="momentum (SGD) or beta1 (AdamW)")
+    weight_decay: float = Field(1e-4, ge=0, description="decay of kernels")
+    decay_norms: bool = Field(False, description="decay batch-norm weights and biases too (ResNet-101 study)")
+    schedule: Literal["cosine", "step", "constant"] = Field("cosine", description="learning rate after warm-up")
+    decay_at: tuple[Fraction, ...] = Field(
+        (0.94, 0.98), description="where `step` multiplies the rate by 0.1, of the length"
+    )
+    warmup_steps: int = Field(1000, ge=0, description="steps of linear warm-up; at most a tenth of the training")
+    warmup_start: Fraction = Field(0.01, description="first rate over the peak rate (0.0032 / 0.32)")
+    clip_norm: float = Field(0.0, ge=0, description="largest global norm of the gradient; 0 is off")
+    ema_decay: Fraction = Field(0.0, description="decay of the averaged weights, which are then reported; 0 is off")
+    ignored: Literal["mask", "drop"] = Field(
+        "mask", description="anchors in ignored regions: out of the loss, or negatives"
+    )
+    augment: AugmentConfig = Field(default_factory=AugmentConfig, description="augmentation")
+
+
+class StudentConfig(TrainConfig):
+    """The student's training, and the control's, which differs in `second_stream` alone."""
+
+    init: Literal["teacher", "model"] = Field("teacher", description="teacher's weights, or what `model.init` says")
+    second_stream: Literal["pool", "labeled", "hidden"] = Field(
+        "pool",
+        description="second half of a batch: pseudo-labeled pool; labeled images (control); pool with human labels",
+    )
+    alpha: float = Field(1.0, ge=0, description="weight of the second stream's loss")
+    loss: Literal["normalized", "sum"] = Field("normalized", description="how both losses add (paper, app. B)")
+    average_decay: float = Field(
+        0.9997, ge=0, lt=1, description="decay of the losses' running averages (paper, app. B)"
+    )
+
+
+class PostprocessConfig(Part):
+    """From raw outputs to boxes (facts 1.7)."""
+
+    top_k: PositiveInt = Field(5000, description="scores a class that enter suppression")
+    score_floor: Fraction = Field(0.05, description="detections below are dropped")
+    nms: Literal["hard", "soft"] = Field("hard", description="non-maximum suppression: hard, or Gaussian Soft-NMS")
+    nms_iou: Fraction = Field(0.5, description="overlap above which hard NMS drops a box")
+    nms_sigma: float = Field(0.3, gt=0, description="width of Soft-NMS")
+    max_detections: PositiveInt = Field(100, description="detections an image")
+
+
+View = Literal["identity", "hflip", "vflip", "rot180", "transpose", "antitranspose", "rot90", "rot270"]
+
+
+class LabelConfig(Part):
+    """How the teacher labels the pool."""
+
+    views: tuple[View, ...] = Field(("identity",), description="views whose raw outputs are averaged before decoding")
+    scales: tuple[float, ...] = Field((1.0,), description="canvas scales that every view is seen at")
+    part_size: PositiveInt = Field(256, description="pool images a part of the store")
+
+
+class PseudoConfig(Part):
+    """How stored pseudo-labels become targets."""
+
+    score_threshold: Fraction | dict[str, Fraction] = Field(
+        0.5, description="least score of a pseudo-label; one number, or one for each class name"
+    )
+    ratio: PositiveInt = Field(1, description="second-stream images for each labeled image of a batch")
+    empty: Literal["background", "drop"] = Field(
+        "background", description="pool images without a confident box: all background, or not used"
+    )
+    unsure: Literal["negative", "ignore"] = Field(
+        "negative", description="boxes between floor and threshold: background as in the paper, or out of the loss"
+    )
+
+
+class EvalConfig(Part):
+    """How results are measured."""
+
+    metric: Literal["ap", "ap50", "ap75"] = Field("ap", description="figure that verdict and recommendation go by")
+    resamples: PositiveInt = Field(1000, description="bootstrap resamples")
+    confidence: float = Field(0.95, gt=0, lt=1, description="coverage of the intervals")
+    points: int = Field(5, ge=0, description="selection-split measurements along a training; none without such a split")
+
+
+class PretrainConfig(Part):
+    """Supervised pre-training of a backbone on folders of classes."""
+
+    size: PositiveInt = Field(128, description="side of the square training images")
+    label_smoothing: Fraction = Field(0.1, description="share of the target spread over all classes")
+    layers: int = Field(2, ge=0, description="RandAugment operations an image")
+    magnitude: float = Field(9.0, ge=0, le=30, description="RandAugment magnitude")
+    test_fraction: Fraction = Field(0.1, description="share of each class held out to measure accuracy")
+
+
+class RuntimeConfig(Part):
+    """What changes speed, not results."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to compute")
+    devices: PositiveInt = Field(1, description="processes, one a device")
+    device_batch_size: int = Field(0, ge=0, description="labeled images a forward on one device; 0 is all at once")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="compute type; auto is bfloat16 where it pays"
+    )
+    channels_last: bool = Field(True, description="memory layout of images and kernels")
+    compile: bool = Field(False, description="compile the training step")
+    activation_checkpointing: bool = Field(
+        False, description="recompute activations in the backward pass to save memory"
+    )
+    workers: int = Field(-1, ge=-1, description="loader processes; -1 chooses by the cores")
+    threads: int = Field(0, ge=0, description="compute threads a process; 0 chooses by the cores")
+    cache_megabytes: int = Field(512, ge=0, description="sets that fit are kept decoded in memory")
+    log_every: PositiveInt = Field(50, description="steps between lines of the log")
+    checkpoint_seconds: float = Field(120.0, ge=0, description="time between checkpoints")
+
+
+class RunConfig(Part):
+    """A complete run."""
+
+    task: Literal["detection"] = Field("detection", description="what a label means")
+    seed: int = Field(0, ge=0, description="seed of everything drawn")
+    rounds: PositiveInt = Field(1, description="teacher-student rounds; a student is the next round's teacher")
+    repeats: PositiveInt = Field(1, description="seeds that control and student are trained with")
+    hidden_arm: bool = Field(False, description="also train on the pool's hidden human labels, where they exist")
+    sources: SourcesConfig = Field(default_factory=SourcesConfig)
+    data: DataConfig = Field(default_factory=DataConfig)
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    teacher: TrainConfig = Field(default_factory=TrainConfig)
+    student: StudentConfig = Field(default_factory=StudentConfig)
+    postprocess: PostprocessConfig = Field(default_factory=PostprocessConfig)
+    label: LabelConfig = Field(default_factory=LabelConfig)
+    pseudo: PseudoConfig = Field(default_factory=PseudoConfig)
+    eval: EvalConfig = Field(default_factory=EvalConfig)
+    pretrain: PretrainConfig = Field(default_factory=PretrainConfig)
+    runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _parts_follow_train(cls, raw: Any) -> Any:
+        if not isinstance(raw, Mapping):
+            return raw
+        train = raw.get("train", {})
+        return {**raw, **{part: _merge(train, raw.get(part, {})) for part in ("teacher", "student")}}
+
+    def to_yaml(self) -> str:
+        """The whole resolved config as YAML."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` laid on `base`, mappings merged key by key."""
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        merged[key] = _merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def load_config(recipe: str | Path, overrides: Iterable[str] = (), **parts: Mapping[str, Any]) -> RunConfig:
+    """A resolved config from a recipe's name or a YAML file, with `key=value` overrides on top.
+
+    Args:
+        recipe: name of a shipped recipe, or path of a YAML file.
+        overrides: `dotted.key=value`, the value in YAML syntax; they win over everything.
+        parts: options by part (`sources={...}`), laid on the recipe before the overrides.
+
+    Raises:
+        InputError: unknown recipe, key or value; the message names the dotted key and the nearest valid one.
+    """
+    raw = _merge(_read_recipe(recipe), parts)
+    for override in overrides:
+        raw = _merge(raw, _nested(*_split_override(override)))
+    return parse_config(raw, str(recipe))
+
+
+def parse_config(raw: Mapping[str, Any], place: str) -> RunConfig:
+    """A `RunConfig` from plain data; `place` names its origin in errors (`InputError`)."""
+    try:
+        return RunConfig.model_validate(raw)
+    except ValidationError as error:
+        raise InputError("\n".join(_explain(place, problem) for problem in error.errors())) from None
+
+
+def recipe_names() -> tuple[str, ...]:
+    """Names of the shipped recipes."""
+    folder = resources.files("tutelage") / "recipes"
+    return tuple(sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml")))
+
+
+def config_hash(*parts: Part | Mapping[str, Any] | str | int | float | bool | None) -> str:
+    """Hex digest of config parts and plain values, the same on every machine."""
+    plain = [part.model_dump(mode="json") if isinstance(part, Part) else part for part in parts]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def changed_keys(one: RunConfig, other: RunConfig) -> list[str]:
+    """Dotted keys in which two configs differ, `runtime` left out, each as `key: one -> other`."""
+    left, right = _flat(one.model_dump(mode="json")), _flat(other.model_dump(mode="json"))
+    keys = [key for key in sorted({*left, *right}) if not key.startswith("runtime.")]
+    return [f"{key}: {left.get(key)} -> {right.get(key)}" for key in keys if left.get(key) != right.get(key)]
+
+
+def option_table() -> list[tuple[str, str, str]]:
+    """Every option as (dotted key, default, description), for help and docs."""
+    return list(_options(RunConfig, ""))
+
+
+def _options(part: type[Part], prefix: str) -> Iterable[tuple[str, str, str]]:
+    for name, field in part.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Part):
+            yield from _options(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", json.dumps(field.default), field.description or ""
+
+
+def _read_recipe(recipe: str | Path) -> dict[str, Any]:
+    if str(recipe) in recipe_names():
+        text = (resources.files("tutelage") / "recipes" / f"{recipe}.yaml").read_text()
+    elif Path(recipe).is_file():
+        text = Path(recipe).read_text()
+    else:
+        raise InputError(
+            f"recipe {recipe}: neither a shipped recipe nor a file; choose one of {', '.join(recipe_names())}"
+            f"{_suggestion(str(recipe), recipe_names())}."
+        )
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"recipe {recipe}: not valid YAML: {' '.join(str(error).split())}. Mend the file.") from None
+    if not isinstance(raw, dict):
+        raise InputError(f"recipe {recipe}: holds {type(raw).__name__}; it must be a mapping of config parts.")
+    return raw
+
+
+def _split_override(override: str) -> tuple[str, Any]:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"option {override!r}: must have the form key=value, for example train.lr=0.1.")
+    try:
+        return key, yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError(f"option {override!r}: the value is not valid YAML. Quote it.") from None
+
+
+def _nested(key: str, value: Any) -> dict[str, Any]:
+    for name in reversed(key.split(".")):
+        value = {name: value}
+    return dict(value)
+
+
+def _explain(place: str, problem: Mapping[str, Any]) -> str:
+    """One line for one pydantic problem: where, what was found, what is allowed."""
+    path = [str(step) for step in problem["loc"]]
+    key = ".".join(path)
+    if problem["type"] == "extra_forbidden":
+        known = [name for name, _, _ in option_table()]
+        siblings = _fields_at(path[:-1])
+        near = difflib.get_close_matches(path[-1], siblings, 1) or [
+            name for name in known if name.rsplit(".", 1)[-1] == path[-1]
+        ]
+        hint = f" Did you mean '{'.'.join([*path[:-1], near[0]]) if near[0] in siblings else near[0]}'?" if near else ""
+        return f"config {key}: unknown key in {place}; this part knows {', '.join(siblings)}.{hint}"
+    hint = ""
+    if problem["type"] == "literal_error":
+        hint = _suggestion(str(problem["input"]), [word.strip("' ") for word in _allowed(problem).split(",")])
+    message = problem["msg"][0].lower() + problem["msg"][1:]
+    return f"config {key}: found {problem['input']!r} in {place}; {message}{hint}. Change {key}."
+
+
+def _allowed(problem: Mapping[str, Any]) -> str:
+    return str(problem.get("ctx", {}).get("expected", "")).replace(" or ", ", ")
+
+
+def _fields_at(path: list[str]) -> list[str]:
+    part: type[Part] = RunConfig
+    for name in path:
+        annotation = part.model_fields[name].annotation if name in part.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, Part)):
+            return []
+        part = annotation
+    return list(part.model_fields)
+
+
+def _suggestion(word: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, list(known), 1)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat

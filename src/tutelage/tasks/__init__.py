@@ -1,0 +1,1 @@
+"""What a label means: loss, decoding, pseudo-labels, metric."""
