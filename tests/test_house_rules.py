@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "tutelage"
 LAYERS = [
     {"types"},
-    {"config", "ops", "stats"},
+    {"config", "files", "ops", "stats"},
     {"augment"},
     {"data"},
     {"models"},
