@@ -311,21 +311,21 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def load_config(recipe: str | Path, overrides: Iterable[str] = (), **parts: Mapping[str, Any]) -> RunConfig:
+def load_config(recipe: str | Path | Mapping[str, Any], overrides: Iterable[str] = (), **parts: Mapping[str, Any]) -> RunConfig:
     """A resolved config from a recipe's name or a YAML file, with `key=value` overrides on top.
 
     Args:
-        recipe: name of a shipped recipe, or path of a YAML file.
+        recipe: name of a shipped recipe, path of a YAML file, or plain data.
         overrides: `dotted.key=value`, the value in YAML syntax; they win over everything.
         parts: options by part (`sources={...}`), laid on the recipe before the overrides.
 
     Raises:
         InputError: unknown recipe, key or value; the message names the dotted key and the nearest valid one.
     """
-    raw = _merge(_read_recipe(recipe), parts)
+    raw = _merge(recipe if isinstance(recipe, Mapping) else _read_recipe(recipe), parts)
     for override in overrides:
         raw = _merge(raw, _nested(*_split_override(override)))
-    return parse_config(raw, str(recipe))
+    return parse_config(raw, "the model's card" if isinstance(recipe, Mapping) else str(recipe))
 
 
 def parse_config(raw: Mapping[str, Any], place: str) -> RunConfig:

@@ -1,0 +1,43 @@
+"""The tables that choose a task, and a finished model opened with the config it carries."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tutelage.config import RunConfig
+from tutelage.data.index import Index, join
+from tutelage.data.readers import open_index
+from tutelage.files import read_json
+from tutelage.tasks.detection import DetectionTask
+from tutelage.workflows.options import Paths, resolve
+from tutelage.workflows.stages import Stage, given_model
+
+TASKS = {"detection": DetectionTask}
+
+
+def build_task(config: RunConfig, class_names: tuple[str, ...]) -> DetectionTask:
+    """The task that `config.task` names, for the data's classes."""
+    return TASKS[config.task](config.model, config.postprocess, class_names)
+
+
+def open_model(
+    model: str | Path, recipe: str | Path, overrides: tuple[str, ...], *, device: str, devices: int, **sources: Paths
+) -> tuple[Stage, RunConfig]:
+    """A finished model, and a config with the model part of its card under recipe and overrides.
+
+    Raises:
+        InputError: there is no model, or an option is unknown.
+    """
+    stage = given_model("teacher", Path(model))
+    card: dict[str, Any] = read_json(stage.model_folder / "model.json")
+    base = resolve(recipe or {}, (), task=card["task"]).model_dump(mode="json") if recipe else {"task": card["task"]}
+    raw = {**base, "model": card["model"], "postprocess": card["postprocess"]}
+    return stage, resolve(raw, overrides, task=card["task"], device=device, devices=devices, **sources)
+
+
+def open_all(sources: tuple[str, ...], config: RunConfig) -> Index | None:
+    """The data sets of one option as one; None where none was given."""
+    if not sources:
+        return None
+    return join([open_index(source, config.data, images=config.sources.images) for source in sources])

@@ -1,0 +1,70 @@
+"""The verb `check`: what is in a data set and what is wrong with it, before any training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tutelage.augment.sheet import contact_sheet as augmentation_sheet
+from tutelage.data.check import CheckReport, check_sets, contact_sheet
+from tutelage.data.images import decode
+from tutelage.data.index import Index
+from tutelage.data.loader import shown_boxes
+from tutelage.data.sources import open_sources
+from tutelage.workflows.options import Paths, require_sources, resolve
+from tutelage.workflows.stages import console
+
+
+def check(
+    *,
+    labeled: Paths = (),
+    unlabeled: Paths = (),
+    val: Paths = (),
+    test: Paths = (),
+    labeled_list: str | Path = "",
+    images: str | Path = "",
+    annotations_only: bool = False,
+    sheet: str | Path = "",
+    augment_sheet: str | Path = "",
+    seed: int | None = None,
+    overrides: tuple[str, ...] = (),
+) -> CheckReport:
+    """Looks through the data and prints what it found.
+
+    Args:
+        labeled: labeled data.
+        unlabeled: the pool, of which a seeded sample is looked at.
+        val: selection split.
+        test: test split.
+        labeled_list: text file of the images that keep their labels.
+        images: folder that image paths in annotations are relative to.
+        annotations_only: leave the images closed.
+        sheet: PNG file for a contact sheet of labeled images.
+        augment_sheet: PNG file for one labeled image under S1 to S4.
+        seed: of the samples.
+        overrides: `key=value` options.
+
+    Raises:
+        InputError: the data cannot be read, or must not be trained on as it is.
+    """
+    sources = dict(labeled=labeled, unlabeled=unlabeled, val=val, test=test, labeled_list=labeled_list, images=images)
+    config = resolve("detection-small", overrides, seed=seed, **sources)
+    require_sources(config, "labeled")
+    sets = open_sources(config.sources, config.data, seed=config.seed, annotations_only=annotations_only)
+    report = check_sets(sets, config.data, seed=config.seed, annotations_only=annotations_only)
+    console.print("\n".join(report.lines()))
+    if sheet:
+        contact_sheet(sets.labeled, config.data, seed=config.seed).save(sheet)
+        console.print(f"Contact sheet: {sheet}")
+    if augment_sheet:
+        row = _fullest_image(sets.labeled)
+        pixels = decode(sets.labeled.path(row), config.data).pixels
+        boxes = shown_boxes(sets.labeled, row, config.data)
+        augmentation_sheet(pixels, boxes, sets.labeled.class_names, config.seed).save(augment_sheet)
+        console.print(f"One image under S1 to S4: {augment_sheet}")
+    return report
+
+
+def _fullest_image(index: Index) -> int:
+    """The image with the most boxes among the first hundred: it shows the most."""
+    counts = [len(index.boxes(row)) for row in range(min(100, len(index)))]
+    return counts.index(max(counts))

@@ -1,0 +1,228 @@
+"""The main job: labeled and unlabeled images in; teacher, control and student, an honest comparison and a model out."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from tutelage.config import RunConfig
+from tutelage.data.pseudo import open_store, require_kept
+from tutelage.engine.runtime import Runtime, launch
+from tutelage.files import read_json, write_json, write_text
+from tutelage.report.page import write_report
+from tutelage.types import InputError
+from tutelage.workflows.comparison import compare
+from tutelage.workflows.evaluation import evaluate_stage
+from tutelage.workflows.labeling import label_stage
+from tutelage.workflows.options import Paths, require_sources, resolve
+from tutelage.workflows.plan import plan_lines
+from tutelage.workflows.prepare import Prepared, prepare
+from tutelage.workflows.stages import Place, Stage, console, given_model, given_store, open_run, pin_data, provenance
+from tutelage.workflows.training import build_task, train_student, train_teacher
+
+Graph = dict[str, Stage]
+
+
+def fit(
+    *,
+    labeled: Paths = (),
+    unlabeled: Paths = (),
+    out: str | Path,
+    test: Paths = (),
+    val: Paths = (),
+    task: str = "detection",
+    labeled_list: str | Path = "",
+    images: str | Path = "",
+    recipe: str | Path = "",
+    teacher: str | Path = "",
+    pseudo: str | Path = "",
+    stages: str | Path = "",
+    seed: int | None = None,
+    device: str = "",
+    devices: int = 0,
+    resume: bool = False,
+    overwrite: bool = False,
+    plan: bool = False,
+    overrides: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """Trains teacher, control and student, compares them, writes the better model and a report to `out`.
+
+    Args:
+        labeled: labeled data, in any known format; several are joined by class name.
+        unlabeled: the pool.
+        out: the run folder; the same call on an unfinished run continues it.
+        test: what is measured on; a part of the labels when not given.
+        val: selection split, on which the recommendation is decided when given.
+        task: what a label means.
+        labeled_list: text file of the images that keep their labels.
+        images: folder that image paths in annotations are relative to.
+        recipe: name or YAML file.
+        teacher: a finished model to label with, in place of training one.
+        pseudo: a finished store, in place of labeling the pool.
+        stages: folder of stages shared between runs; `out/stages` when empty.
+        seed: of everything drawn.
+        device: auto, cpu, cuda or mps.
+        devices: how many.
+        resume: continue with the folder's own config.
+        overwrite: replace a run that is there.
+        plan: print stages and estimated hours, start nothing.
+        overrides: `key=value` options.
+
+    Returns:
+        The run's record, as in `out/run.json`; empty with `plan`.
+
+    Raises:
+        InputError: what a user can mend.
+        Interrupted: the run was stopped and can be continued.
+    """
+    out = Path(out)
+    sources = dict(labeled=labeled, unlabeled=unlabeled, val=val, test=test, labeled_list=labeled_list, images=images)
+    config = resolve(recipe, overrides, task=task, seed=seed, device=device, devices=devices, **sources)
+    if not plan:
+        config = open_run(out, config, overwrite=overwrite, resume=resume)
+        if (out / "run.json").is_file():
+            return _finished_earlier(out)
+    require_sources(config, "labeled")
+    prepared = prepare(config)
+    _require_pool(prepared)
+    console.print("\n".join(prepared.check.lines()))
+    given = _given(teacher, pseudo)
+    console.print("\n".join(plan_lines(config, prepared, given)))
+    if plan:
+        return {}
+    pin_data(out, prepared.fingerprints)
+    place = Place(Path(stages) if stages else out / "stages")
+    graph = launch(config.runtime, run_graph, config, prepared, place, given)
+    return _conclude(out, config, prepared, graph)
+
+
+def run_graph(runtime: Runtime, config: RunConfig, prepared: Prepared, place: Place, given: Graph) -> Graph:
+    """Every stage of a fit, made or taken, by name; runs in each process."""
+    sets = prepared.sets
+    task = build_task(config, sets.labeled.class_names)
+    graph: Graph = dict(given)
+
+    def evaluated(name: str, trained: Stage) -> None:
+        for split, index, groups in (("", sets.test, prepared.groups), ("val-", sets.val, prepared.val_groups)):
+            if index is not None:
+                stage = f"evaluate-{split}{name}"
+                graph[stage] = evaluate_stage(place, stage, config, task, trained, index, groups, runtime)
+
+    if "teacher" not in graph:
+        graph["teacher"] = train_teacher(place, config, sets, runtime)
+    evaluated("teacher", graph["teacher"])
+    for repeat in range(config.repeats):
+        previous = {arm: graph["teacher"] for arm in arms(config)}
+        for round_ in range(1, config.rounds + 1):
+            store = _store(graph, place, config, prepared, previous["student"], runtime, round_=round_, repeat=repeat)
+            for arm, second_stream in arms(config).items():
+                name = arm + suffix(round_, repeat)
+                graph[name] = train_student(
+                    place, name, config, sets, runtime,
+                    second_stream=second_stream, init=previous[arm], pseudo=store, round_=round_, repeat=repeat,
+                )  # fmt: skip
+                evaluated(name, graph[name])
+                previous[arm] = graph[name]
+    return graph
+
+
+def arms(config: RunConfig) -> dict[str, str]:
+    """Where each arm's second stream comes from."""
+    return {"control": "labeled", "student": "pool"} | ({"hidden": "hidden"} if config.hidden_arm else {})
+
+
+def suffix(round_: int, repeat: int) -> str:
+    """How a stage of a round (from 1) and repeat (from 0) is told apart."""
+    return f"-{round_}" + (f"-repeat{repeat + 1}" if repeat else "")
+
+
+def _store(
+    graph: Graph,
+    place: Place,
+    config: RunConfig,
+    prepared: Prepared,
+    labeler: Stage,
+    runtime: Runtime,
+    *,
+    round_: int,
+    repeat: int,
+) -> Stage:
+    """The pseudo-labels of this round: the first round's are shared by all repeats."""
+    name = "pseudo" + suffix(round_, repeat if round_ > 1 else 0)
+    if name not in graph:
+        sets = prepared.sets
+        assert sets.pool is not None, "fit refuses to start without a pool"
+        task = build_task(config, sets.labeled.class_names)
+        graph[name] = label_stage(place, name, config, task, labeler, sets.pool, sets.test, runtime, round_=round_)
+    require_kept(open_store(graph[name].folder), config.pseudo)
+    return graph[name]
+
+
+def _require_pool(prepared: Prepared) -> None:
+    if prepared.sets.pool is None or len(prepared.sets.pool) == 0:
+        raise InputError(
+            "--unlabeled: there is no pool of unlabeled images. Add --unlabeled FOLDER, or take the images without "
+            "labels with data.rest_as_pool=true and data.labeled_fraction or --labeled-list."
+        )
+
+
+def _given(teacher: str | Path, pseudo: str | Path) -> Graph:
+    given: Graph = {}
+    if teacher:
+        given["teacher"] = given_model("teacher", Path(teacher))
+    if pseudo:
+        given["pseudo-1"] = given_store("pseudo-1", Path(pseudo))
+    return given
+
+
+def _conclude(out: Path, config: RunConfig, prepared: Prepared, graph: Graph) -> dict[str, Any]:
+    """Compares, keeps the recommended model, writes the report and, as the last file but it, the record."""
+    record = {
+        **compare(config, prepared, graph),
+        **provenance(config, graph["teacher"]),
+        "stages": {name: str(_relative(stage.folder, out)) for name, stage in graph.items()},
+        "seconds": {name: stage.record["seconds"] for name, stage in graph.items() if stage.finished},
+    }
+    shutil.rmtree(out / "model", ignore_errors=True)
+    shutil.copytree(graph[record["recommended_stage"]].model_folder, out / "model")
+    write_text(out / "model" / "README.md", _model_card(record))
+    write_json(out / "run.json", record)
+    page = write_report(out)
+    console.print(f"\n{record['verdict']}\nRecommended: {record['recommended']} ({out / 'model'}). Report: {page}")
+    return record
+
+
+def _finished_earlier(out: Path) -> dict[str, Any]:
+    record: dict[str, Any] = read_json(out / "run.json")
+    if not (out / "report.html").is_file():
+        write_report(out)
+    console.print(f"{out}: finished earlier.\n{record['verdict']}\nRecommended: {record['recommended']}.")
+    return record
+
+
+def _relative(folder: Path, out: Path) -> Path:
+    """A stage's folder as seen from the run, so that the run can be moved; absolute where it is shared."""
+    return folder.relative_to(out) if folder.is_relative_to(out) else folder.resolve()
+
+
+def _model_card(record: dict[str, Any]) -> str:
+    figures = record[record["recommended"]].get("metrics") or {}
+    lines = [f"- {name}: {value:.3f}" for name, value in figures.items() if isinstance(value, float)]
+    return "\n".join(
+        [
+            f"# {record['recommended'].capitalize()} of a Tutelage run",
+            "",
+            record["verdict"],
+            "",
+            f"Task: {record['task']}. Classes: {', '.join(record['class_names'])}.",
+            f"Recommended because {record['recommended_reason']}",
+            "",
+            "Figures on the test images:" if lines else "No figures: there was no test split.",
+            *lines,
+            "",
+            "Load it with `tutelage predict MODEL IMAGES --out FOLDER`. `model.json` holds architecture, classes and",
+            "normalization; `model.safetensors` the weights.",
+            "",
+        ]
+    )

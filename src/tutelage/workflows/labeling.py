@@ -1,0 +1,221 @@
+"""The label stage: the teacher over the pool, into a pseudo-label store."""
+
+from __future__ import annotations
+
+import shutil
+
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from tutelage.config import RunConfig
+from tutelage.data.duplicates import HashBook
+from tutelage.data.index import Index
+from tutelage.data.loader import evaluation_batches
+from tutelage.data.pseudo import Leak, Manifest, StoreWriter, open_store, store_index
+from tutelage.data.writers import WRITERS
+from tutelage.engine.progress import Progress
+from tutelage.engine.runtime import Runtime, launch
+from tutelage.files import read_json
+from tutelage.models.init import load_model
+from tutelage.tasks.detection import DetectionTask
+from tutelage.types import Batch, InputError, Prediction, Skipped
+from tutelage.workflows.assembly import build_task, open_all, open_model
+from tutelage.workflows.options import Paths, require_sources
+from tutelage.workflows.stages import Place, Stage, console, run_stage
+
+Outcome = Prediction | Skipped | Leak
+SKIPPED_NAMED = 50
+
+
+def label(
+    model: str | Path,
+    *,
+    unlabeled: Paths,
+    out: str | Path,
+    test: Paths = (),
+    recipe: str | Path = "",
+    export: str = "",
+    device: str = "",
+    devices: int = 0,
+    overwrite: bool = False,
+    overrides: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """Pseudo-labels a pool with a model, into a store in `out`; a stopped labeling continues.
+
+    Args:
+        model: run, stage or model folder.
+        unlabeled: the pool.
+        out: folder of the store.
+        test: images that must not be labeled; those found in the pool are kept out and counted.
+        recipe: where `label` and `pseudo` come from; the model's card alone when empty.
+        export: also write the boxes above the threshold to `out/export`, as coco, yolo or voc.
+        device: auto, cpu, cuda or mps.
+        devices: how many.
+        overwrite: replace the store that is there.
+        overrides: `key=value` options.
+
+    Returns:
+        The store's record, as in `out/run.json`.
+    """
+    if export and export not in WRITERS:
+        raise InputError(f"--export: unknown format {export!r}; choose one of {', '.join(WRITERS)}.")
+    out = Path(out)
+    teacher, config = open_model(
+        model, recipe, overrides, device=device, devices=devices, unlabeled=unlabeled, test=test
+    )
+    require_sources(config, "unlabeled")
+    if overwrite:
+        shutil.rmtree(out, ignore_errors=True)
+    pool, held_out = (open_all(given, config) for given in (config.sources.unlabeled, config.sources.test))
+    assert pool is not None, "require_sources has seen to it"
+    stage = launch(config.runtime, _label_alone, out, config, teacher, pool, held_out)
+    record = stage.record
+    counts = ", ".join(f"{value} {name}" for name, value in record["counts"].items())
+    console.print(f"{out}: {counts}")
+    if export:
+        store = open_store(out)
+        kept = store_index(store, pool, config.pseudo)
+        records = ((kept.relative_path(row), kept.size(row), kept.boxes(row)) for row in range(len(kept)))
+        written = WRITERS[export](out / "export", records, kept.class_names, with_scores=True)
+        console.print(f"Exported {len(kept)} images to {written}")
+    return record
+
+
+def _label_alone(
+    runtime: Runtime, out: Path, config: RunConfig, teacher: Stage, pool: Index, test: Index | None
+) -> Stage:
+    card: dict[str, Any] = read_json(teacher.model_folder / "model.json")
+    task = build_task(config, tuple(card["class_names"]))
+    return label_stage(Place(out, alone=True), "label", config, task, teacher, pool, test, runtime, round_=1)
+
+
+def label_stage(
+    place: Place,
+    name: str,
+    config: RunConfig,
+    task: DetectionTask,
+    teacher: Stage,
+    pool: Index,
+    test: Index | None,
+    runtime: Runtime,
+    *,
+    round_: int,
+) -> Stage:
+    """The stage that labels `pool` with `teacher`; pool images that are also in `test` are kept out and counted."""
+    key = {
+        "kind": "label",
+        "teacher": teacher.hash,
+        "label": config.label.model_dump(mode="json", exclude={"part_size"}),
+        "postprocess": config.postprocess.model_dump(mode="json"),
+        "pool": pool.fingerprint,
+        "test": test.fingerprint if test is not None else "",
+    }
+
+    def work(stage: Stage) -> dict[str, Any]:
+        model, _ = load_model(teacher.model_folder)
+        manifest = _manifest(config, task, teacher, pool, round_=round_)
+        write_store(stage.folder, manifest, config, task, model, pool, test, runtime)
+        return store_record(stage.folder, pool, config)
+
+    return run_stage(place, name, key, runtime, work)
+
+
+def _manifest(config: RunConfig, task: DetectionTask, teacher: Stage, pool: Index, *, round_: int) -> Manifest:
+    return Manifest(
+        teacher=teacher.hash,
+        round=round_,
+        class_names=task.class_names,
+        score_floor=config.postprocess.score_floor,
+        label=config.label.model_dump(mode="json"),
+        pool=pool.fingerprint,
+        num_images=len(pool),
+        part_size=config.label.part_size,
+    )
+
+
+def write_store(
+    folder: Path,
+    manifest: Manifest,
+    config: RunConfig,
+    task: DetectionTask,
+    model: nn.Module,
+    pool: Index,
+    test: Index | None,
+    runtime: Runtime,
+) -> None:
+    """Labels what is not yet in the store; each process takes every `world_size`-th part, the main one ends it."""
+    writer = StoreWriter(folder, manifest)
+    mine = [part for part in writer.missing_parts() if part % runtime.world_size == runtime.rank]
+    leaks = HashBook.build(test, config.data) if test is not None else None
+    outcomes = label_images(config, task, model, pool, _rows(mine, manifest), leaks, runtime)
+    for part, group in groupby(outcomes, key=lambda outcome: outcome.image_id // manifest.part_size):
+        writer.write_part(part, list(group), pool)
+    runtime.barrier()
+    if runtime.is_main:
+        writer.finish()
+    runtime.barrier()
+
+
+def _rows(parts: Iterable[int], manifest: Manifest) -> np.ndarray:
+    size, total = manifest.part_size, manifest.num_images
+    ranges = [np.arange(part * size, min((part + 1) * size, total)) for part in parts]
+    return np.concatenate(ranges) if ranges else np.zeros(0, np.int64)
+
+
+def label_images(
+    config: RunConfig,
+    task: DetectionTask,
+    model: nn.Module,
+    pool: Index,
+    rows: np.ndarray,
+    leaks: HashBook | None,
+    runtime: Runtime,
+) -> Iterator[Outcome]:
+    """What became of each of `rows` (a prediction, or why there is none), in their order."""
+    model = model.to(runtime.device).eval()
+    batches = evaluation_batches(
+        pool,
+        canvas=config.model.canvas,
+        data=config.data,
+        device_batch_size=config.teacher.batch_size,
+        rows=rows,
+        workers=runtime.workers,
+        tolerant=True,
+    )
+    with Progress("label", len(rows), runtime.is_main, unit="images") as progress:
+        for batch, skipped in batches:
+            found: list[Outcome] = list(skipped)
+            if batch is not None:
+                with runtime.autocast():
+                    found += task.predict(model, batch.to(runtime.device), config.label)
+                found = [_without_leak(outcome, batch, leaks) for outcome in found]
+            yield from sorted(found, key=lambda outcome: outcome.image_id)
+            progress.advance(len(found))
+
+
+def _without_leak(outcome: Outcome, batch: Batch, leaks: HashBook | None) -> Outcome:
+    if leaks is None or not isinstance(outcome, Prediction):
+        return outcome
+    row = batch.image_ids.tolist().index(outcome.image_id)
+    height, width = batch.valid[row, 0].tolist()
+    pixels = batch.images[row, 0, :, :height, :width].permute(1, 2, 0).numpy()
+    return Leak(outcome.image_id, "also in the test set") if leaks.contains(pixels) else outcome
+
+
+def store_record(folder: Path, pool: Index, config: RunConfig) -> dict[str, Any]:
+    """What a stage's record says of its store."""
+    store = open_store(folder)
+    return {
+        "kind": "label",
+        "counts": store.counts(config.pseudo),
+        "skipped": [{"path": path, "reason": reason} for path, reason in store.skipped(SKIPPED_NAMED)],
+        "views": list(config.label.views),
+        "scales": list(config.label.scales),
+        "threshold": config.pseudo.model_dump(mode="json")["score_threshold"],
+        "pool": pool.description,
+    }

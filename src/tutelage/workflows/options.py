@@ -1,0 +1,64 @@
+"""From what a user typed to a resolved config: the default recipe, the sources, the overrides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tutelage.config import RunConfig, load_config
+from tutelage.types import InputError
+
+Paths = str | Path | Iterable[str | Path]
+
+
+def paths(given: Paths) -> list[str]:
+    """One path or several, as a list of strings."""
+    return [str(given)] if isinstance(given, str | Path) else [str(path) for path in given]
+
+
+def default_recipe(task: str) -> str:
+    """The recipe taken when none is named: the small one, or ResNet-50 on a GPU."""
+    return f"{task}-r50" if torch.cuda.is_available() else f"{task}-small"
+
+
+def resolve(
+    recipe: str | Path | Mapping[str, Any],
+    overrides: Iterable[str],
+    *,
+    task: str = "detection",
+    seed: int | None = None,
+    device: str = "",
+    devices: int = 0,
+    **sources: Paths,
+) -> RunConfig:
+    """The config of a run.
+
+    Args:
+        recipe: name, file or plain data; empty takes the default of the task and device.
+        overrides: `key=value`, stronger than all else.
+        task: what a label means.
+        seed: replaces the recipe's.
+        device: replaces the recipe's.
+        devices: replaces the recipe's.
+        sources: fields of the config's `sources`; empty ones keep the recipe's.
+    """
+    given: dict[str, Any] = {
+        name: str(value) if name in ("labeled_list", "images") else paths(value) for name, value in sources.items()
+    }
+    parts: dict[str, Any] = {"sources": {name: value for name, value in given.items() if value}}
+    runtime = {"device": device, "devices": devices}
+    parts["runtime"] = {name: value for name, value in runtime.items() if value}
+    parts["task"] = task
+    if seed is not None:
+        parts["seed"] = seed
+    return load_config(recipe or default_recipe(task), overrides, **parts)
+
+
+def require_sources(config: RunConfig, *names: str) -> None:
+    """Refuses a run that lacks data it cannot do without (`InputError`)."""
+    for name in names:
+        if not getattr(config.sources, name):
+            raise InputError(f"--{name}: was not given; this command needs it. Add --{name} PATH.")

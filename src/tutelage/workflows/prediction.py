@@ -1,0 +1,86 @@
+"""The verb `predict`: a model over image files or folders, to boxes in COCO json or YOLO and to pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image
+
+from tutelage.config import RunConfig
+from tutelage.data.check import draw_boxes
+from tutelage.data.images import decode
+from tutelage.data.index import Index
+from tutelage.data.writers import WRITERS
+from tutelage.engine.runtime import Runtime, launch
+from tutelage.models.init import load_model
+from tutelage.types import Boxes, InputError, Prediction, Skipped
+from tutelage.workflows.assembly import build_task, open_all, open_model
+from tutelage.workflows.labeling import Outcome, label_images
+from tutelage.workflows.options import Paths
+from tutelage.workflows.stages import Stage, console
+
+
+def predict(
+    model: str | Path,
+    inputs: Paths,
+    *,
+    out: str | Path,
+    format: str = "coco",
+    score: float = 0.05,
+    pictures: bool = False,
+    device: str = "",
+) -> list[Prediction]:
+    """Finds objects in images and writes them to `out`.
+
+    Args:
+        model: run, stage or model folder.
+        inputs: image files or folders.
+        out: folder for the boxes, and for the pictures.
+        format: coco (a file with images, categories and scored boxes) or yolo.
+        score: least score of a box that is written.
+        pictures: also write each image with its boxes.
+        device: auto, cpu, cuda or mps.
+
+    Returns:
+        One prediction for each image that could be read; the others are named and counted.
+
+    Raises:
+        InputError: no model, unknown format, or no image that can be read.
+    """
+    if format not in ("coco", "yolo"):
+        raise InputError(f"--format: unknown format {format!r}; choose coco or yolo.")
+    stage, config = open_model(
+        model, "", (f"postprocess.score_floor={score}",), device=device, devices=0, unlabeled=inputs
+    )
+    images = open_all(config.sources.unlabeled, config)
+    assert images is not None, "at least one input is required"
+    class_names, outcomes = launch(config.runtime, _predict, config, stage, images)
+    found = [outcome for outcome in outcomes if isinstance(outcome, Prediction)]
+    for outcome in outcomes:
+        if isinstance(outcome, Skipped):
+            console.print(f"Skipped: {outcome.reason}")
+    if not found:
+        raise InputError(f"{', '.join(config.sources.unlabeled)}: no image could be read. Give image files or folders.")
+    records = ((images.relative_path(one.image_id), one.size, one.boxes or Boxes.empty()) for one in found)
+    written = WRITERS[format](Path(out), records, class_names, with_scores=True)
+    if pictures:
+        _write_pictures(Path(out) / "pictures", images, found, class_names, config)
+    console.print(f"{len(found)} images, {len(outcomes) - len(found)} skipped. Boxes: {written}")
+    return found
+
+
+def _predict(runtime: Runtime, config: RunConfig, stage: Stage, images: Index) -> tuple[tuple[str, ...], list[Outcome]]:
+    model, card = load_model(stage.model_folder)
+    class_names = tuple(card["class_names"])
+    task = build_task(config, class_names)
+    return class_names, list(label_images(config, task, model, images, range(len(images)), None, runtime))
+
+
+def _write_pictures(
+    folder: Path, images: Index, found: list[Prediction], class_names: tuple[str, ...], config: RunConfig
+) -> None:
+    for prediction in found:
+        path = (folder / images.relative_path(prediction.image_id)).with_suffix(".jpg")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture = Image.fromarray(decode(images.path(prediction.image_id), config.data).pixels)
+        draw_boxes(picture, prediction.boxes or Boxes.empty(), class_names).save(path, quality=90)

@@ -1,0 +1,56 @@
+"""What every training starts with: data opened, looked through, leaks taken out, said out loud."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tutelage.config import RunConfig
+from tutelage.data.check import CheckReport, check_sets
+from tutelage.data.duplicates import near_duplicate_groups
+from tutelage.data.index import Index
+from tutelage.data.sources import DataSets, open_sources
+from tutelage.types import InputError
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The sets of a run after the check."""
+
+    sets: DataSets
+    groups: NDArray[np.int64]  # (test images,) numbers of images resampled together
+    val_groups: NDArray[np.int64]  # the same of the selection split
+    check: CheckReport
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Content of each set, by the name of its option."""
+        named = {
+            "labeled": self.sets.labeled,
+            "unlabeled": self.sets.pool,
+            "val": self.sets.val,
+            "test": self.sets.test,
+        }
+        return {name: index.fingerprint for name, index in named.items() if index is not None}
+
+
+def prepare(config: RunConfig) -> Prepared:
+    """Opens and checks the data; labeled images that are also in the test set are taken out.
+
+    Raises:
+        InputError: from readers and check; or no labeled image is left.
+    """
+    sets = open_sources(config.sources, config.data, seed=config.seed)
+    report = check_sets(sets, config.data, seed=config.seed)
+    if len(report.leaked_rows):
+        keep = np.setdiff1d(np.arange(len(sets.labeled)), report.leaked_rows)
+        sets = replace(sets, labeled=sets.labeled.select(keep))
+    if len(sets.labeled) == 0:
+        raise InputError("--labeled: no image is left to train on. Give labeled images that are not in the test set.")
+    return Prepared(sets, _groups(sets.test, config), _groups(sets.val, config), report)
+
+
+def _groups(index: Index | None, config: RunConfig) -> NDArray[np.int64]:
+    return near_duplicate_groups(index, config.data) if index is not None else np.zeros(0, np.int64)

@@ -1,0 +1,202 @@
+"""The stages of a run folder: what is finished is taken, what is not is made.
+
+`OUT/stages/NAME-HASH8/run.json` is written last and proves a stage. The hash covers the config parts, data and upstream
+stages that the result depends on, never devices, workers or paths.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from tutelage.config import RunConfig, changed_keys, config_hash, load_config
+from tutelage.engine.runtime import Runtime
+from tutelage.files import read_json, write_json, write_text
+from tutelage.types import InputError
+
+OWN_FILES = ("config.yaml", "data.json", "run.json", "report.html", "model", "stages", "export")
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a run: a training, a labeling or an evaluation."""
+
+    name: str
+    hash: str
+    folder: Path
+
+    @property
+    def finished(self) -> bool:
+        """Whether the stage's record, its last file, exists."""
+        return (self.folder / "run.json").is_file()
+
+    @property
+    def model_folder(self) -> Path:
+        """Where the stage's model lies: in `model/`, or in the folder itself where a bare model was given."""
+        return self.folder / "model" if (self.folder / "model").is_dir() else self.folder
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The stage's `run.json`."""
+        record: dict[str, Any] = read_json(self.folder / "run.json")
+        return record
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where stages are made: side by side in a `stages` folder, or one `alone` as a folder of its own."""
+
+    folder: Path
+    alone: bool = False
+
+    def stage(self, name: str, key: Mapping[str, Any]) -> Stage:
+        """The stage of that name and key.
+
+        Raises:
+            InputError: the folder of a stage alone holds something else.
+        """
+        digest = config_hash(key)
+        if not self.alone:
+            return Stage(name, digest, self.folder / f"{name}-{digest[:8]}")
+        stage = Stage(name, digest, self.folder)
+        if stage.finished and stage.record.get("hash") != digest:
+            raise InputError(
+                f"{self.folder}: holds the result of another {stage.record.get('name', 'run')} (model, data or options "
+                "differ). Choose another --out, or replace it with --overwrite."
+            )
+        return stage
+
+
+def run_stage(
+    place: Place, name: str, key: Mapping[str, Any], runtime: Runtime, work: Callable[[Stage], dict[str, Any]]
+) -> Stage:
+    """The finished stage `name`: taken if its record exists, else made by `work`.
+
+    Args:
+        place: where it is looked for and made.
+        name: what the stage is in this run, for example `student-1`.
+        key: all that the result depends on, as plain values.
+        runtime: devices; every process runs `work`, the main one writes the record.
+        work: makes the result in `stage.folder` and returns what the record says of it.
+    """
+    stage = place.stage(name, key)
+    if runtime.broadcast(stage.finished):
+        if runtime.is_main:
+            console.print(f"[bold]{name}[/]: finished earlier, taken from {stage.folder}")
+        return stage
+    if runtime.is_main:
+        stage.folder.mkdir(parents=True, exist_ok=True)
+        console.print(f"[bold]{name}[/] in {stage.folder}")
+    runtime.barrier()
+    started = time.perf_counter()
+    record = work(stage)
+    if runtime.is_main:
+        seconds = round(time.perf_counter() - started, 2)
+        head = {"name": name, "hash": stage.hash, "key": dict(key), "seconds": seconds}
+        write_json(stage.folder / "run.json", {**head, **record})
+    runtime.barrier()
+    return stage
+
+
+def given_model(name: str, folder: Path) -> Stage:
+    """A model made elsewhere (a run, a stage or a model folder) in the place of the stage `name`."""
+    stage = Stage(name, "", folder)
+    weights = stage.model_folder / "model.safetensors"
+    if not weights.is_file():
+        raise InputError(f"{folder}: holds no model (no model.safetensors). Give a run, stage or model folder.")
+    return replace(stage, hash=hashlib.sha256(weights.read_bytes()).hexdigest())
+
+
+def given_store(name: str, folder: Path) -> Stage:
+    """A finished pseudo-label store in the place of the stage `name`."""
+    manifest = folder / "manifest.json"
+    if not manifest.is_file():
+        raise InputError(f"{folder}: holds no finished pseudo-label store (no manifest.json). Run tutelage label.")
+    return Stage(name, hashlib.sha256(manifest.read_bytes()).hexdigest(), folder)
+
+
+def open_run(out: Path, config: RunConfig, *, overwrite: bool, resume: bool) -> RunConfig:
+    """The config that the run folder `out` goes by: the given one, or with `resume` the folder's own.
+
+    Raises:
+        InputError: the folder holds another run (the keys that differ are listed) or foreign files, or there is nothing
+            to resume.
+    """
+    saved = out / "config.yaml"
+    if resume:
+        if not saved.is_file():
+            raise InputError(f"{out}: holds no run to resume (no config.yaml). Leave --resume out to start one.")
+        return load_config(saved)
+    if overwrite:
+        remove_run(out)
+    if saved.is_file():
+        differing = changed_keys(load_config(saved), config)
+        if differing:
+            raise InputError(
+                f"{out}: holds a run with another config ({'; '.join(differing)}). "
+                "Choose another --out, continue that run with --resume, or replace it with --overwrite."
+            )
+    elif out.is_dir() and any(out.iterdir()):
+        raise InputError(f"{out}: is not empty and holds no run of Tutelage. Choose another --out.")
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(saved, config.to_yaml())
+    return config
+
+
+def pin_data(out: Path, fingerprints: Mapping[str, str]) -> None:
+    """Remembers what data a run was started with; other data in the same folder is an `InputError`."""
+    pinned = out / "data.json"
+    if not pinned.is_file():
+        write_json(pinned, dict(fingerprints))
+        return
+    before: dict[str, str] = read_json(pinned)
+    changed = [name for name in {**before, **fingerprints} if before.get(name) != fingerprints.get(name)]
+    if changed:
+        raise InputError(
+            f"{out}: was started with other {', '.join(changed)} data (files, sizes or annotations differ). "
+            "Choose another --out, or replace the run with --overwrite."
+        )
+
+
+def remove_run(out: Path) -> None:
+    """Deletes the files of a run, and nothing else, from its folder."""
+    for name in OWN_FILES:
+        entry = out / name
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink(missing_ok=True)
+
+
+def provenance(config: RunConfig, runtime: Mapping[str, Any]) -> dict[str, Any]:
+    """What it takes to make a run again: command, versions, machine, config hash, seed."""
+    packages = ("torch", "torchvision", "timm", "numpy", "opencv-python-headless", "pillow")
+    return {
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "version": importlib.metadata.version("tutelage"),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in packages},
+        },
+        "machine": {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count(), **runtime},
+        "config_hash": result_hash(config),
+        "seed": config.seed,
+    }
+
+
+def result_hash(config: RunConfig) -> str:
+    """Hash of all options that change a result: everything but `runtime` and `sources`."""
+    return config_hash(config.model_dump(mode="json", exclude={"runtime", "sources"}))
