@@ -1,0 +1,135 @@
+"""What the intervals allow to be said: the verdict, the recommendation, and whether the teacher had converged.
+
+Differences are in [0, 1], as metrics are; sentences give them in points of a hundred.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from tutelage.stats.intervals import FEW_GROUPS, Interval, shown
+
+Model = Literal["teacher", "control", "student"]
+DecidedOn = Literal["selection split", "test images"]
+LAST_PART = 0.2  # of a training: a metric still rising there is one that more training would raise
+
+
+def covers(num_images: int, num_groups: int, num_seeds: int = 1) -> str:
+    """What an interval over test images, and over seeds where there are several, holds and what it does not."""
+    drawn = f"the choice of the {num_images} test images"
+    if num_groups < num_images:
+        drawn += f", which belong together in {num_groups} groups"
+    narrow = f"; from so few {'groups' if num_groups < num_images else 'images'} it comes out too narrow"
+    few = narrow if num_groups < FEW_GROUPS else ""
+    if num_seeds > 1:
+        return f"{drawn}, and the {num_seeds} seeds that control and student were trained with{few}"
+    return f"{drawn} only, not the training: two trainings that differ in nothing but the seed can differ by more{few}"
+
+
+def verdict(student_minus_control: Interval | None, *, metric: str, num_seeds: int) -> str:
+    """One sentence on what self-training did to `metric` on the test images.
+
+    A difference whose interval holds zero is "not shown". One training each is evidence about two trained models, not
+    about the method: only several seeds let a sentence speak of self-training.
+    """
+    name = metric.upper()
+    if student_minus_control is None:
+        return f"Not measured: {name} of student or control is undefined on the test images."
+    difference = f"{_points(student_minus_control.mean)} {name}"
+    ends = f"{_points(student_minus_control.low)} to {_points(student_minus_control.high)}"
+    if num_seeds == 1:
+        subject = f"hese two trained models differ by {difference} (student minus control"
+        if shown(student_minus_control):
+            return f"T{subject}, interval {ends}); one training each does not show what self-training does."
+        return f"Not shown: t{subject}), and the interval {ends} holds zero."
+    subject = f"student minus control is {difference}, the mean of {num_seeds} seeds"
+    if not shown(student_minus_control):
+        return f"Not shown: {subject}, and the interval {ends} holds zero."
+    return f"Self-training {'helped' if student_minus_control.mean > 0 else 'hurt'}: {subject} (interval {ends})."
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation:
+    """Which model to use, and why: a clause that can follow "because"."""
+
+    model: Model
+    reason: str
+
+
+def recommend(differences: Mapping[str, Interval | None], decided_on: DecidedOn) -> Recommendation:
+    """The student if it is above control and teacher with both intervals, else the control if above the teacher so.
+
+    Args:
+        differences: `student_minus_control`, `student_minus_teacher`, `control_minus_teacher`, measured on
+            `decided_on`; None or absent where not measured, which recommends nothing over the teacher.
+        decided_on: the selection split, or, without one, the test images themselves.
+    """
+    over_control, over_teacher, control_over_teacher = (
+        _above_zero(differences.get(pair))
+        for pair in ("student_minus_control", "student_minus_teacher", "control_minus_teacher")
+    )
+    place = f"decided on the {decided_on}"
+    if decided_on == "test images":
+        place += ", so that the recommended model's own figure there is optimistic"
+    if over_control and over_teacher:
+        reason = "student minus control and student minus teacher are above zero with their intervals"
+        return Recommendation("student", f"{reason} ({place}).")
+    if control_over_teacher:
+        reason = "control minus teacher is above zero with its interval, and the student is not above both"
+        return Recommendation("control", f"{reason} ({place}).")
+    reason = "neither the student (over control and teacher) nor the control (over the teacher) is shown to be better"
+    return Recommendation("teacher", f"{reason} ({place}).")
+
+
+def still_rising(steps: Sequence[float], values: Sequence[float], interval: Interval) -> bool | None:
+    """Whether a selection metric rose over the last fifth of a training by more than its interval reaches.
+
+    Args:
+        steps: when it was measured, ascending; the last is the end of the training.
+        values: the measurements; between them the metric is taken as linear.
+        interval: of the last measurement; half its width is what a rise must exceed.
+
+    Returns:
+        None where nothing was measured at or before the last fifth.
+    """
+    rise = _late_rise(steps, values)
+    return None if rise is None else rise > interval.half_width
+
+
+def convergence_sentence(steps: Sequence[float], values: Sequence[float], interval: Interval) -> str:
+    """What `still_rising` found, in a sentence for the report."""
+    rise = _late_rise(steps, values)
+    if rise is None:
+        return (
+            "Whether the teacher has converged was not measured: that takes a selection split (--val, or "
+            "data.val_fraction) and measurements along the training (eval.points)."
+        )
+    change = (
+        f"{_points(rise)} over the last fifth of the training; its interval reaches {100 * interval.half_width:.1f}"
+    )
+    if still_rising(steps, values, interval):
+        return (
+            f"The teacher had not converged: its selection metric rose by {change}. Part of any gain over it is "
+            "training that it lacked: compare with the control, or raise teacher.passes."
+        )
+    return f"The teacher is not seen to rise further: its selection metric changed by {change}."
+
+
+def _late_rise(steps: Sequence[float], values: Sequence[float]) -> float | None:
+    if len(steps) < 2 or steps[0] > (1 - LAST_PART) * steps[-1]:
+        return None
+    return float(values[-1] - np.interp((1 - LAST_PART) * steps[-1], steps, values))
+
+
+def _above_zero(interval: Interval | None) -> bool:
+    return interval is not None and interval.low > 0
+
+
+def _points(value: float) -> str:
+    """Points of a hundred, with a second decimal where the first would say zero."""
+    points = 100 * value
+    return f"{points:+.1f}" if abs(points) >= 0.05 or points == 0 else f"{points:+.2f}"
