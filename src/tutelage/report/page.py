@@ -1,0 +1,182 @@
+"""The report page of a run: one self-contained HTML file, called by `fit` at its end and by `tutelage report`.
+
+Names of files and classes are untrusted text: they reach the page only through the template engine's escaping, and
+the page's content policy allows neither scripts nor the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from tutelage.files import write_text
+from tutelage.report import models as arms
+from tutelage.report.curves import recall_figures, training_figures
+from tutelage.report.figures import whisker_figure
+from tutelage.report.models import Model
+from tutelage.report.pictures import Album
+from tutelage.report.pseudo import pseudo_sections
+from tutelage.report.read import Run, read_evaluation, read_run
+from tutelage.report.scenes import Comparison, compare_models
+
+NOT_AVAILABLE = "n/a"
+
+
+def write_report(run_folder: Path) -> Path:
+    """Writes `report.html` into a finished run's folder and returns its path.
+
+    Raises:
+        InputError: the folder holds no finished run.
+    """
+    run = read_run(Path(run_folder))
+    class_names = tuple(run.record.get("class_names", ()))
+    models = arms.models_of(run)
+    album = Album(image_roots(run))
+    differences = arms.differences(run)
+    sections: dict[str, Any] = {
+        "record": run.record,
+        "config": run.config,
+        "folder": run.folder.resolve().name,
+        "models": models,
+        "differences": differences,
+        "difference_figure": _difference_figure(differences),
+        "metric_table": arms.metric_table(run, models),
+        "class_table": arms.class_table(run, models, class_names),
+        "measurements": _measurements(run),
+        "sets": _sets(run.record.get("data", {})),
+        "check_facts": _flat(run.record.get("check") or {}),
+        "trainings": training_figures(run),
+        "recall": recall_figures(models, class_names),
+        "pseudo": pseudo_sections(run, class_names, album),
+        "comparison": _comparison(models, class_names, album, int(run.record.get("seed") or 0)),
+        "costs": _costs(run.record.get("seconds") or {}),
+        "stages": list(run.stages.values()),
+        "facts": _facts(run.record),
+    }
+    target = run.folder / "report.html"
+    write_text(target, _environment().get_template("report.html").render(**sections, missing=album.missing))
+    return target
+
+
+def image_roots(run: Run) -> list[Path]:
+    """Folders that relative image paths are tried against: the working folder, the run, the folders of its sources."""
+    raw = yaml.safe_load(run.config) if run.config else {}
+    sources = (raw or {}).get("sources") or {}
+    places = [Path(place) for value in sources.values() for place in ([value] if isinstance(value, str) else value)]
+    folders = [place if place.is_dir() else place.parent for place in places if str(place) != "."]
+    return [Path(), run.folder, *folders, *(folder.parent / "images" for folder in folders)]
+
+
+def points(value: float | None) -> str:
+    """A figure between 0 and 1 in hundredths: `37.4`."""
+    return NOT_AVAILABLE if value is None or value != value else f"{100 * value:.1f}"
+
+
+def signed_points(value: float | None) -> str:
+    """A difference in hundredths with its sign: `+1.6`."""
+    if value is None or value != value:
+        return NOT_AVAILABLE
+    text = f"{100 * value:+.1f}"
+    return "0.0" if float(text) == 0 else text.replace("-", "\u2212")
+
+
+def grouped(value: float | None) -> str:
+    """A count with thin spaces between thousands."""
+    return NOT_AVAILABLE if value is None else f"{value:,.0f}".replace(",", "\u2009")
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as people say them: `35 s`, `4 min 10 s`, `3 h 05 min`."""
+    if seconds is None:
+        return NOT_AVAILABLE
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"points": points, "signed": signed_points, "grouped": grouped, "duration": duration}
+    return environment
+
+
+def _difference_figure(differences: list[dict[str, Any]]) -> Markup | None:
+    whiskers = arms.whiskers(differences)
+    if not whiskers:
+        return None
+    metric = arms.METRICS.get(str(differences[0].get("metric")), "AP")
+    return Markup(whisker_figure(whiskers, title="Differences between the models", xlabel=f"{metric} points"))
+
+
+def _measurements(run: Run) -> list[dict[str, Any]]:
+    several = run.record.get("rounds", 1) > 1 or run.record.get("repeats", 1) > 1
+    return list(arms.every_measurement(run)) if several else []
+
+
+def _sets(data: Mapping[str, Any]) -> list[dict[str, Any]]:
+    titles = {"labeled": "Labeled", "pool": "Unlabeled pool", "val": "Selection split", "test": "Test"}
+    return [{"title": title, **data[name]} for name, title in titles.items() if data.get(name)]
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Plain values of the check's findings, nested ones under `outer: inner`; its lines are printed apart."""
+    found: list[tuple[str, str]] = []
+    for key, value in tree.items():
+        title = f"{prefix}{key}".replace("_", " ")
+        if isinstance(value, Mapping):
+            found += _flat(value, f"{title}: ")
+        elif isinstance(value, float):
+            found.append((title, f"{value:.3g}"))
+        elif isinstance(value, int | str):
+            found.append((title, str(value)))
+    return found
+
+
+def _comparison(models: list[Model], class_names: tuple[str, ...], album: Album, seed: int) -> Comparison | None:
+    stages = {model.role: model.stage for model in models if model.stage}
+    if not {"teacher", "student"} <= set(stages):
+        return None
+    teacher, student = read_evaluation(stages["teacher"]), read_evaluation(stages["student"])
+    if teacher is None or student is None:
+        return None
+    return compare_models(teacher, student, class_names, album, seed)
+
+
+def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What it takes to run again: seeds, versions, machine, hashes."""
+    versions = {"tutelage": record.get("version"), **(record.get("versions") or {})}
+    hashes = {name: one.get("fingerprint") for name, one in (record.get("data") or {}).items() if one}
+    seeds = record.get("seeds") or record.get("seed")
+    facts = {
+        "Seed": ", ".join(map(str, seeds)) if isinstance(seeds, list) else seeds,
+        "Versions": ", ".join(f"{name} {version}" for name, version in versions.items() if version),
+        "Machine": ", ".join(f"{name} {value}" for name, value in (record.get("machine") or {}).items()),
+        "Config hash": record.get("config_hash"),
+        "Data fingerprints": ", ".join(f"{name} {value}" for name, value in hashes.items() if value),
+    }
+    return [(title, str(value)) for title, value in facts.items() if value not in (None, "")]
+
+
+def _costs(seconds: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Stages with their time; bars are relative to the longest."""
+    longest = max(seconds.values(), default=0.0) or 1.0
+    return [
+        {"title": name, "role": arms.role_of(name), "seconds": spent, "length": round(100 * spent / longest, 1)}
+        for name, spent in seconds.items()
+    ]
