@@ -1,0 +1,136 @@
+"""Checkpoints of an unfinished training: safetensors and json, whole or absent.
+
+`checkpoint/checkpoint.json` is replaced last and names the tensor file that belongs to it. What follows from the step
+is not stored: the streams' positions, the learning rate, and torch's random state, which the loop seeds anew at each
+step.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tutelage.engine.objectives import Objective
+from tutelage.files import atomic, read_json, write_json
+from tutelage.types import InputError
+
+FOLDER = "checkpoint"
+RECORD = "checkpoint.json"
+
+
+@dataclass
+class State:
+    """What changes during a training."""
+
+    objective: Objective  # the network and the running averages of its losses
+    optimizer: torch.optim.Optimizer
+    ema: nn.Module | None
+    step: int = 0  # finished steps
+    seconds: float = 0.0  # spent on them, over all sessions
+
+
+def save_checkpoint(folder: Path, run_hash: str, state: State) -> None:
+    """Writes `folder/checkpoint`; the one before stays valid until this one is complete.
+
+    Raises:
+        InputError: the disk is full.
+    """
+    place = folder / FOLDER
+    place.mkdir(parents=True, exist_ok=True)
+    name = f"step-{state.step:08d}.safetensors"
+    with atomic(place / name) as temporary:
+        _save_tensors(_tensors(state), temporary)
+    write_json(place / RECORD, {"hash": run_hash, "step": state.step, "seconds": state.seconds, "tensors": name})
+    for old in place.glob("step-*.safetensors"):
+        if old.name != name:
+            old.unlink()
+
+
+def load_checkpoint(folder: Path, run_hash: str, state: State) -> bool:
+    """Fills `state` from `folder/checkpoint`; False if there is none.
+
+    Raises:
+        InputError: the checkpoint is of another run or network, or damaged.
+    """
+    place = folder / FOLDER
+    if not (place / RECORD).is_file():
+        return False
+    record = read_json(place / RECORD)
+    if record["hash"] != run_hash:
+        raise InputError(
+            f"{place}: is the checkpoint of another run ({record['hash'][:8]}); this run is {run_hash[:8]}. "
+            "Choose another --out, or start anew with --overwrite."
+        )
+    try:
+        tensors = load_file(place / record["tensors"])
+        _restore(state, tensors)
+    except (FileNotFoundError, SafetensorError) as error:
+        raise InputError(f"{place}: the checkpoint is damaged ({error}). Start anew with --overwrite.") from None
+    except RuntimeError as error:
+        raise InputError(f"{place}: {_one_line(error)}. Start anew with --overwrite.") from None
+    state.step, state.seconds = record["step"], record["seconds"]
+    return True
+
+
+def remove_checkpoint(folder: Path) -> None:
+    """Deletes `folder/checkpoint`, once the training's result is written."""
+    shutil.rmtree(folder / FOLDER, ignore_errors=True)
+
+
+def _tensors(state: State) -> dict[str, Tensor]:
+    """All tensors of the state, as contiguous copies in memory of their own (safetensors refuses shared memory)."""
+    named = {f"objective.{name}": tensor for name, tensor in state.objective.state_dict().items()}
+    if state.ema is not None:
+        named |= {f"ema.{name}": tensor for name, tensor in state.ema.state_dict().items()}
+    for number, weight in enumerate(_weights(state.optimizer)):
+        kept = state.optimizer.state.get(weight, {})
+        named |= {f"optimizer.{number}.{name}": value for name, value in kept.items() if isinstance(value, Tensor)}
+    return {name: _contiguous_copy(tensor) for name, tensor in named.items()}
+
+
+def _restore(state: State, tensors: dict[str, Tensor]) -> None:
+    state.objective.load_state_dict(_below("objective.", tensors))
+    if state.ema is not None:
+        state.ema.load_state_dict(_below("ema.", tensors))
+    for number, weight in enumerate(_weights(state.optimizer)):
+        kept = _below(f"optimizer.{number}.", tensors)
+        state.optimizer.state[weight] = {name: _placed_like(weight, value) for name, value in kept.items()}
+
+
+def _weights(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [weight for group in optimizer.param_groups for weight in group["params"]]
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _contiguous_copy(tensor: Tensor) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor.detach())
+
+
+def _placed_like(weight: Tensor, value: Tensor) -> Tensor:
+    """On the weight's device in the weight's memory layout; step counts, which are scalars, stay as they are."""
+    return torch.empty_like(weight, dtype=value.dtype).copy_(value) if value.ndim else value
+
+
+def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        code = re.search(r"code: (\d+)", str(error))  # of the operating system: full disk, quota
+        if code is None:
+            raise
+        raise OSError(int(code[1]), errno.errorcode.get(int(code[1]), "")) from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300].rstrip(".")

@@ -1,0 +1,154 @@
+"""What could stop a training midway, found before it starts or answered in order: memory, disk, signals."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import signal
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Self
+
+import torch
+
+from tutelage.engine.objectives import Objective
+from tutelage.engine.recompute import recomputed_activations
+from tutelage.engine.runtime import Runtime
+from tutelage.types import Batch, InputError, PaddedBoxes
+
+BOXES_REHEARSED = 8  # an image; memory hardly depends on it
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopSignals:
+    """While the context lasts, SIGINT and SIGTERM only set `asked`; handlers are the main thread's to set."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._previous: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._ask) for number in STOPPING}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+
+
+def require_disk(folder: Path, num_bytes: int) -> None:
+    """Raises `InputError` unless the disk of `folder` has `num_bytes` free."""
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    free = shutil.disk_usage(existing).free
+    if free < num_bytes:
+        raise InputError(
+            f"{folder}: {free / 1e9:.1f} GB are free on this disk; the run needs about {num_bytes / 1e9:.1f} GB. "
+            "Free some space, or choose another --out."
+        )
+
+
+def split_batch(batch_sizes: Mapping[str, int], runtime: Runtime) -> int:
+    """Micro-batches a step in which each process takes its share, by `runtime.device_batch_size`.
+
+    Raises:
+        InputError: there are fewer labeled images a step than forward passes.
+    """
+    labeled = batch_sizes["labeled"]
+    largest = runtime.config.device_batch_size or labeled
+    micro_batches = -(-labeled // (runtime.world_size * largest))
+    if labeled < micro_batches * runtime.world_size:
+        raise InputError(
+            f"train.batch_size={labeled}: cannot be shared by {runtime.world_size} devices; "
+            "each needs an image a step. Raise train.batch_size, or lower runtime.devices."
+        )
+    return micro_batches
+
+
+def rehearse(objective: Objective, canvas: tuple[int, int], batch_sizes: Mapping[str, int], runtime: Runtime) -> None:
+    """One forward and backward pass of the largest batch, on a copy, so that memory does not end hours later.
+
+    Args:
+        objective: of the largest stage (the student); stays as it is. The copy stands for the optimizer's memory.
+        canvas: (height, width).
+        batch_sizes: images a step over all devices, by stream.
+        runtime: devices.
+
+    Raises:
+        InputError: out of memory; the message names the device batch that fits.
+    """
+    micro_batches = split_batch(batch_sizes, runtime) * runtime.world_size
+    sizes = {stream: -(-size // micro_batches) for stream, size in batch_sizes.items()}
+    if _fits(objective, canvas, sizes, runtime):
+        return
+    wanted = largest = sizes["labeled"]
+    while largest > 1:
+        largest //= 2
+        shares = {stream: -(-size * largest // wanted) for stream, size in sizes.items()}
+        if _fits(objective, canvas, shares, runtime):
+            raise InputError(
+                f"runtime.device_batch_size: {wanted} labeled images at {canvas[0]}x{canvas[1]} pixels do not fit into "
+                f"the memory of this {runtime.device.type} device; {largest} do. "
+                f"Set runtime.device_batch_size={largest} (the result stays the same but for batch-norm)."
+            )
+    raise InputError(
+        f"model.canvas={list(canvas)}: not even one image a pass fits into the memory of this {runtime.device.type} "
+        "device. Set runtime.activation_checkpointing=true, or choose a smaller canvas or network."
+    )
+
+
+def _fits(objective: Objective, canvas: tuple[int, int], sizes: Mapping[str, int], runtime: Runtime) -> bool:
+    try:
+        _try(objective, canvas, sizes, runtime)
+    except (torch.OutOfMemoryError, MemoryError):
+        return False
+    except RuntimeError as error:
+        if "allocate memory" not in str(error):  # what the CPU's allocator says
+            raise
+        return False
+    finally:
+        if runtime.device.type == "cuda":
+            torch.cuda.empty_cache()
+    return True
+
+
+def _try(objective: Objective, canvas: tuple[int, int], sizes: Mapping[str, int], runtime: Runtime) -> None:
+    trial = copy.deepcopy(objective).to(runtime.device).train()
+    if runtime.config.channels_last:
+        trial.to(memory_format=torch.channels_last)
+    batches = {stream: _blank_batch(size, canvas).to(runtime.device) for stream, size in sizes.items()}
+    targets = trial.prepare(batches)
+    with recomputed_activations(trial.model, runtime.config.activation_checkpointing):
+        with runtime.autocast():
+            sums = trial(batches, targets)
+        trial.total(sums, trial.counts(targets)).backward()  # type: ignore[no-untyped-call]
+
+
+def _blank_batch(size: int, canvas: tuple[int, int]) -> Batch:
+    """Gray images with a box, a mask and a class each, so that every task can be rehearsed."""
+    height, width = canvas
+    box = torch.tensor([0.25 * width, 0.25 * height, 0.75 * width, 0.75 * height])
+    boxes = PaddedBoxes(
+        xyxy=box.expand(size, BOXES_REHEARSED, 4).contiguous(),
+        labels=torch.zeros(size, BOXES_REHEARSED, dtype=torch.int64),
+        scores=torch.ones(size, BOXES_REHEARSED),
+        ignore=torch.zeros(size, BOXES_REHEARSED, dtype=torch.uint8),
+        valid=torch.ones(size, BOXES_REHEARSED, dtype=torch.bool),
+    )
+    return Batch(
+        images=torch.full((size, 1, height, width, 3), 128, dtype=torch.uint8).permute(0, 1, 4, 2, 3),
+        matrix=torch.eye(3, dtype=torch.float64).expand(size, 1, 3, 3).contiguous(),
+        valid=torch.tensor(canvas).expand(size, 1, 2).contiguous(),
+        image_ids=torch.arange(size),
+        sizes=torch.tensor(canvas).expand(size, 2).contiguous(),
+        boxes=boxes,
+        masks=torch.zeros(size, height, width, dtype=torch.uint8),
+        labels=torch.zeros(size, dtype=torch.int64),
+    )

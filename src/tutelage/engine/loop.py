@@ -1,0 +1,256 @@
+"""Training, read from top to bottom: `train` sets up, steps, logs, saves, and returns the weights.
+
+Called by the workflows for every stage that trains. There are no hooks: what a step does stands in `train` and
+`accumulate`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tutelage.config import DataConfig, TrainConfig
+from tutelage.data.index import Index
+from tutelage.data.loader import train_batches
+from tutelage.engine.checkpoint import State, load_checkpoint, save_checkpoint
+from tutelage.engine.guard import StopSignals, split_batch
+from tutelage.engine.meter import Meter, describe
+from tutelage.engine.objectives import Objective, Sums, pack, unpack
+from tutelage.engine.optim import averaged_copy, build_optimizer, lr_at, set_lr, update_average
+from tutelage.engine.progress import Progress, TrainingLog
+from tutelage.engine.recompute import recomputed_activations
+from tutelage.engine.runtime import Interrupted, Runtime
+from tutelage.models.backbones import to_sync_batchnorm
+from tutelage.types import Batch, InputError
+
+__all__ = ["Interrupted", "TrainResult", "Training", "accumulate", "train"]
+
+AGREE_EVERY = 20  # steps between the questions of GPU processes whether any was asked to stop
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training: what is trained on what, for how long, and where it is written."""
+
+    name: str
+    run_hash: str  # of all that the result depends on; a checkpoint of another hash is refused
+    folder: Path  # log.jsonl, tensorboard/, and checkpoint/ while unfinished
+    objective: Objective
+    streams: Mapping[str, Index]
+    batch_sizes: Mapping[str, int]  # images a step over all devices, by stream
+    config: TrainConfig
+    canvas: tuple[int, int]  # (height, width)
+    data: DataConfig
+    num_steps: int
+    seed: int
+    round: int
+    validate: Callable[[nn.Module, Runtime], Mapping[str, float]] | None = None  # every process calls it
+    validate_steps: tuple[int, ...] = ()  # finished steps after which it is called
+    open_stream: Callable[..., Iterator[list[Batch]]] = train_batches
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished training."""
+
+    model: nn.Module  # averaged weights where they are kept; in evaluation mode
+    losses: dict[str, float]  # last line of the log
+    steps: int
+    seconds: float  # over all sessions
+    images_per_second: float  # of this session, all streams
+    log: Path
+    resumed_from: int  # steps that an earlier session did
+
+    def as_dict(self) -> dict[str, Any]:
+        """What the stage's record says of it."""
+        return {
+            "steps": self.steps,
+            "loss_last": self.losses.get("loss"),
+            "losses_last": self.losses,
+            "train_seconds": round(self.seconds, 2),
+            "images_per_second": round(self.images_per_second, 2),
+            "parameters": sum(weight.numel() for weight in self.model.parameters()),
+            "resumed_from": self.resumed_from,
+        }
+
+
+def train(training: Training, runtime: Runtime) -> TrainResult:
+    """Trains to the end, from the folder's checkpoint if there is one.
+
+    Raises:
+        InputError: a loss is not finite, the disk is full, or the checkpoint is of another run.
+        Interrupted: SIGINT or SIGTERM came; the step was finished and a checkpoint written.
+    """
+    config, num_steps = training.config, training.num_steps
+    state = _build_state(training, runtime)
+    load_checkpoint(training.folder, training.run_hash, state)
+    first = state.step
+    with ExitStack() as stack:
+        stop = stack.enter_context(StopSignals())
+        log = stack.enter_context(TrainingLog(training.folder, first, runtime.is_main))
+        progress = stack.enter_context(Progress(training.name, num_steps, runtime.is_main, first=first))
+        stack.enter_context(recomputed_activations(state.objective.model, runtime.config.activation_checkpointing))
+        wrapped = runtime.setup(state.objective)
+        images = sum(training.batch_sizes[stream] for stream in training.streams)
+        meter = Meter(training.name, state, images)
+        for step, micro_batches in enumerate(_open_streams(training, runtime, first), start=first):
+            runtime.seed_everything(training.seed, training.round, step, runtime.rank)
+            set_lr(state.optimizer, lr_at(step, config, num_steps))
+            sums, counts = accumulate(wrapped, state.objective, micro_batches, state.ema, runtime)
+            norm = _clip_gradient(state.objective.model, config.clip_norm)
+            state.optimizer.step()
+            state.optimizer.zero_grad(set_to_none=True)
+            if state.ema is not None:
+                update_average(state.ema, state.objective.model, config.ema_decay, step)
+            state.step = step + 1
+            meter.add({**state.objective.report(sums, counts), "gradient_norm": norm})
+            state.objective.update(sums, counts)
+
+            progress.advance()
+            if state.step % runtime.config.log_every == 0 or state.step == num_steps:
+                log.write(state.step, meter.read())
+                progress.note(describe(meter.figures))
+            if training.validate is not None and state.step in training.validate_steps:
+                log.write(state.step, _validate(training.validate, state, runtime))
+            if state.step < num_steps and _asked_to_stop(stop, state.step, runtime):
+                _save(training, state, meter, runtime)
+                raise Interrupted(
+                    f"{training.name}: stopped after step {state.step} of {num_steps}; its checkpoint is in "
+                    f"{training.folder}. Run the same command again to continue."
+                )
+            if meter.seconds_unsaved() > runtime.config.checkpoint_seconds:
+                _save(training, state, meter, runtime)
+    return TrainResult(
+        model=(state.ema or state.objective.model).eval(),
+        losses=meter.figures,
+        steps=state.step,
+        seconds=meter.seconds(),
+        images_per_second=meter.images_per_second(),
+        log=log.path,
+        resumed_from=first,
+    )
+
+
+def accumulate(
+    wrapped: nn.Module,
+    objective: Objective,
+    micro_batches: Sequence[Mapping[str, Batch]],
+    ema: nn.Module | None,
+    runtime: Runtime,
+) -> tuple[Sums, Tensor]:
+    """Adds the gradients of one step to the weights, whatever the numbers of devices and micro-batches.
+
+    Returns:
+        Loss sums and counts (S,) over all devices and micro-batches, detached.
+    """
+    targets = [objective.prepare(batches, ema) for batches in micro_batches]
+    counts = runtime.all_reduce_sum(torch.stack([objective.counts(target) for target in targets]).sum(0))
+    parts = []
+    for number, (batches, target) in enumerate(zip(micro_batches, targets, strict=True), start=1):
+        with runtime.accumulating(wrapped, number < len(micro_batches)):
+            with runtime.autocast():
+                sums: Sums = wrapped(batches, target)
+            # Gradients are averaged over devices, but the loss is a sum over them.
+            runtime.backward(objective.total(sums, counts) * runtime.world_size)
+        parts.append(pack(sums))
+    return unpack(runtime.all_reduce_sum(torch.stack(parts).sum(0)), like=sums), counts
+
+
+def _build_state(training: Training, runtime: Runtime) -> State:
+    """Network, optimizer and averaged weights on the device, as the runtime wants them."""
+    objective, config = training.objective, runtime.config
+    if config.compile and config.activation_checkpointing:
+        raise InputError(
+            "runtime.compile=true with runtime.activation_checkpointing=true: only one of them works at a time. "
+            "Set one of them to false."
+        )
+    if runtime.world_size > 1 and runtime.device.type == "cuda":
+        objective.model = to_sync_batchnorm(objective.model)
+    objective.to(runtime.device).train()
+    if config.channels_last:
+        objective.to(memory_format=torch.channels_last)
+    ema = averaged_copy(objective.model) if training.config.ema_decay > 0 else None
+    if config.compile:
+        objective.compile()
+    return State(objective, build_optimizer(objective.model, training.config), ema)
+
+
+def _open_streams(training: Training, runtime: Runtime, first: int) -> Iterator[list[dict[str, Batch]]]:
+    """For each step this process's micro-batches, on the device; each holds a batch of every stream."""
+    num_micro_batches = split_batch(training.batch_sizes, runtime)
+    workers = _share_workers(runtime.workers, [training.batch_sizes[stream] for stream in training.streams])
+    streams = [
+        training.open_stream(
+            index,
+            canvas=training.canvas,
+            augment=training.config.augment,
+            data=training.data,
+            stream=name,
+            seed=training.seed,
+            round=training.round,
+            batch_size=training.batch_sizes[name],
+            first_step=first,
+            num_steps=training.num_steps,
+            rank=runtime.rank,
+            world_size=runtime.world_size,
+            micro_batches=num_micro_batches,
+            workers=share,
+            cache_megabytes=runtime.config.cache_megabytes,
+            pin=runtime.device.type == "cuda",
+        )
+        for (name, index), share in zip(training.streams.items(), workers, strict=True)
+    ]
+    for parts in zip(*streams, strict=True):
+        yield [
+            {name: batch.to(runtime.device) for name, batch in zip(training.streams, micro, strict=True)}
+            for micro in zip(*parts, strict=True)
+        ]
+
+
+def _share_workers(workers: int, batch_sizes: Sequence[int]) -> list[int]:
+    """Loader processes of each stream, in proportion to its images; later streams (the pool) round up."""
+    bounds = [workers * sum(batch_sizes[:number]) // sum(batch_sizes) for number in range(len(batch_sizes) + 1)]
+    return [end - start for start, end in itertools.pairwise(bounds)]
+
+
+def _clip_gradient(model: nn.Module, largest: float) -> Tensor:
+    """The gradient's global norm before clipping, ()."""
+    gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+    if largest > 0:
+        torch.nn.utils.clip_grads_with_norm_(model.parameters(), largest, norm, foreach=True)
+    return norm
+
+
+def _validate(
+    validate: Callable[[nn.Module, Runtime], Mapping[str, float]], state: State, runtime: Runtime
+) -> Mapping[str, float]:
+    if state.ema is not None:
+        return validate(state.ema, runtime)
+    figures = validate(state.objective.model.eval(), runtime)
+    state.objective.model.train()
+    return figures
+
+
+def _asked_to_stop(stop: StopSignals, step: int, runtime: Runtime) -> bool:
+    """Whether any process was asked to stop; all must stop after the same step."""
+    if runtime.world_size == 1:
+        return stop.asked
+    if runtime.device.type != "cpu" and step % AGREE_EVERY:
+        return False
+    return bool(runtime.all_reduce_sum(torch.tensor(float(stop.asked), device=runtime.device)) > 0)
+
+
+def _save(training: Training, state: State, meter: Meter, runtime: Runtime) -> None:
+    meter.require_finite()
+    state.seconds = meter.seconds()
+    if runtime.is_main:
+        save_checkpoint(training.folder, training.run_hash, state)
+    meter.saved()

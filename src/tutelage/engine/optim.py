@@ -1,0 +1,88 @@
+"""How weights move: parameter groups, optimizers, the learning rate as a function of the step, weight averaging."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from tutelage.config import TrainConfig
+
+NORMS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
+LARGEST_WARMUP = 0.1  # of the training, so that short trainings reach their peak rate
+
+
+def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """SGD with momentum, or AdamW, with weight decay on kernels alone (norms too with `decay_norms`)."""
+    groups = parameter_groups(model, config)
+    rate = lr_at(0, config, 1)
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, rate, momentum=config.momentum, foreach=True)
+    return torch.optim.AdamW(groups, rate, betas=(config.momentum, 0.999), foreach=True)
+
+
+def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, object]]:
+    """Decayed parameters (kernels) and the others (biases, norms), in the model's order."""
+    norms = {id(weight) for module in model.modules() if isinstance(module, NORMS) for weight in module.parameters()}
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    decayed = [config.decay_norms if id(weight) in norms else weight.ndim > 1 for weight in trained]
+    return [
+        {
+            "params": [weight for weight, decays in zip(trained, decayed, strict=True) if decays is kind],
+            "weight_decay": config.weight_decay if kind else 0.0,
+        }
+        for kind in (True, False)
+    ]
+
+
+def peak_lr(config: TrainConfig) -> float:
+    """The learning rate after warm-up, which follows the labeled batch size by `lr_rule`."""
+    share = config.batch_size / config.lr_batch_size
+    return config.lr * {"linear": share, "sqrt": math.sqrt(share), "fixed": 1.0}[config.lr_rule]
+
+
+def lr_at(step: int, config: TrainConfig, num_steps: int) -> float:
+    """The learning rate of `step` (from 0): linear warm-up, then the schedule over what remains."""
+    peak = peak_lr(config)
+    warmup = min(config.warmup_steps, int(LARGEST_WARMUP * num_steps))
+    if step < warmup:
+        return peak * (config.warmup_start + (1 - config.warmup_start) * step / warmup)
+    if config.schedule == "cosine":
+        return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, num_steps - warmup)))
+    if config.schedule == "step":
+        return peak * 0.1 ** sum(step >= share * num_steps for share in config.decay_at)
+    return peak
+
+
+def set_lr(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Sets the learning rate of every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def num_steps_for(config: TrainConfig, num_images: int) -> int:
+    """Steps of `config.passes` over the labeled images, but at least `config.min_steps`."""
+    return max(config.min_steps, math.ceil(config.passes * num_images / config.batch_size))
+
+
+def averaged_copy(model: nn.Module) -> nn.Module:
+    """A copy in evaluation mode that `update_average` moves towards the model."""
+    return copy.deepcopy(model).eval().requires_grad_(False)
+
+
+def update_average(ema: nn.Module, model: nn.Module, decay: float, step: int) -> None:
+    """Moves the averaged weights, and batch-norm statistics likewise, towards the model's after `step` (from 0).
+
+    The decay starts low, min(decay, (1 + n) / (10 + n)), so that the first weights do not weigh on the average for
+    1 / (1 - decay) steps.
+    """
+    decay = min(decay, (1 + step) / (10 + step))
+    own, new = ema.state_dict(), model.state_dict()
+    moving = [name for name, tensor in own.items() if tensor.is_floating_point()]
+    get_ema_multi_avg_fn(decay)([own[name] for name in moving], [new[name] for name in moving], 0)  # type: ignore[no-untyped-call]
+    for name in own.keys() - set(moving):
+        own[name].copy_(new[name])
