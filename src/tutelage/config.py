@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from tutelage.types import InputError
 
@@ -311,7 +312,9 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def load_config(recipe: str | Path | Mapping[str, Any], overrides: Iterable[str] = (), **parts: Mapping[str, Any]) -> RunConfig:
+def load_config(
+    recipe: str | Path | Mapping[str, Any], overrides: Iterable[str] = (), **parts: Mapping[str, Any]
+) -> RunConfig:
     """A resolved config from a recipe's name or a YAML file, with `key=value` overrides on top.
 
     Args:
@@ -333,7 +336,7 @@ def parse_config(raw: Mapping[str, Any], place: str) -> RunConfig:
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
-        raise InputError("\n".join(_explain(place, problem) for problem in error.errors())) from None
+        raise InputError("\n".join(_explain(place, problem) for problem in _own_problems(error))) from None
 
 
 def recipe_names() -> tuple[str, ...]:
@@ -403,7 +406,18 @@ def _nested(key: str, value: Any) -> dict[str, Any]:
     return dict(value)
 
 
-def _explain(place: str, problem: Mapping[str, Any]) -> str:
+def _own_problems(error: ValidationError) -> list[ErrorDetails]:
+    """Problems as the user wrote them: one under `train` shows again under the parts that were laid over it."""
+    problems = error.errors()
+    in_train = {problem["loc"][1:] for problem in problems if problem["loc"][0] == "train"}
+    return [
+        problem
+        for problem in problems
+        if not (problem["loc"][0] in ("teacher", "student") and problem["loc"][1:] in in_train)
+    ]
+
+
+def _explain(place: str, problem: ErrorDetails) -> str:
     """One line for one pydantic problem: where, what was found, what is allowed."""
     path = [str(step) for step in problem["loc"]]
     key = ".".join(path)
@@ -422,7 +436,7 @@ def _explain(place: str, problem: Mapping[str, Any]) -> str:
     return f"config {key}: found {problem['input']!r} in {place}; {message}{hint}. Change {key}."
 
 
-def _allowed(problem: Mapping[str, Any]) -> str:
+def _allowed(problem: ErrorDetails) -> str:
     return str(problem.get("ctx", {}).get("expected", "")).replace(" or ", ", ")
 
 
@@ -438,7 +452,7 @@ def _fields_at(path: list[str]) -> list[str]:
 
 def _suggestion(word: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(word, list(known), 1)
-    return f"; did you mean '{near[0]}'?" if near else ""
+    return f" (did you mean '{near[0]}'?)" if near else ""
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

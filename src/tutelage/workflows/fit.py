@@ -16,7 +16,7 @@ from tutelage.workflows.comparison import compare
 from tutelage.workflows.evaluation import evaluate_stage
 from tutelage.workflows.labeling import label_stage
 from tutelage.workflows.options import Paths, require_sources, resolve
-from tutelage.workflows.plan import plan_lines
+from tutelage.workflows.plan import make_plan, plan_lines
 from tutelage.workflows.prepare import Prepared, prepare
 from tutelage.workflows.stages import Place, Stage, console, given_model, given_store, open_run, pin_data, provenance
 from tutelage.workflows.training import build_task, train_student, train_teacher
@@ -88,7 +88,8 @@ def fit(
     _require_pool(prepared)
     console.print("\n".join(prepared.check.lines()))
     given = _given(teacher, pseudo)
-    console.print("\n".join(plan_lines(config, prepared, given)))
+    planned = launch(config.runtime, make_plan, config, prepared, given, out)
+    console.print("\n".join(plan_lines(planned, config.runtime.device)))
     if plan:
         return {}
     pin_data(out, prepared.fingerprints)

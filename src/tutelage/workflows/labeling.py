@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path

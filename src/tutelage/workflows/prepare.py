@@ -36,7 +36,7 @@ class Prepared:
         return {name: index.fingerprint for name, index in named.items() if index is not None}
 
 
-def prepare(config: RunConfig) -> Prepared:
+def prepare(config: RunConfig, *, split_test: bool = True) -> Prepared:
     """Opens and checks the data; labeled images that are also in the test set are taken out.
 
     Raises:

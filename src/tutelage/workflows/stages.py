@@ -200,3 +200,16 @@ def provenance(config: RunConfig, runtime: Mapping[str, Any]) -> dict[str, Any]:
 def result_hash(config: RunConfig) -> str:
     """Hash of all options that change a result: everything but `runtime` and `sources`."""
     return config_hash(config.model_dump(mode="json", exclude={"runtime", "sources"}))
+
+
+def figure_lines(metrics: Mapping[str, Any], intervals: Mapping[str, Any]) -> str:
+    """Figures in points, one a line, with their intervals where there are any; undefined ones read n/a."""
+    lines = []
+    for name, value in metrics.items():
+        if name == "per_class":
+            continue
+        text = "n/a" if value is None else f"{100 * value:.1f}"
+        if name in intervals:
+            text += f" [{100 * intervals[name]['low']:.1f}, {100 * intervals[name]['high']:.1f}]"
+        lines.append(f"  {name:<10} {text}")
+    return "\n".join(lines)

@@ -2,24 +2,133 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from tutelage.config import RunConfig, StudentConfig, TrainConfig
 from tutelage.data.index import Index
-from tutelage.data.pseudo import open_store, store_index
+from tutelage.data.pseudo import open_store, require_kept, store_index
 from tutelage.data.sources import DataSets
-from tutelage.engine.loop import Training, train
+from tutelage.engine import loop
+from tutelage.engine.loop import Training
 from tutelage.engine.objectives import Student, Supervised
 from tutelage.engine.optim import num_steps_for
-from tutelage.engine.runtime import Runtime
+from tutelage.engine.runtime import Runtime, launch
+from tutelage.files import read_json, write_json
 from tutelage.models.init import initialize, load_model, save_model
 from tutelage.tasks.detection import DetectionTask
+from tutelage.types import InputError
 from tutelage.workflows.assembly import build_task
-from tutelage.workflows.evaluation import measure
-from tutelage.workflows.stages import Place, Stage, run_stage
+from tutelage.workflows.evaluation import evaluate_stage, measure
+from tutelage.workflows.options import Paths, require_sources, resolve
+from tutelage.workflows.prepare import Prepared, prepare
+from tutelage.workflows.stages import (
+    Place,
+    Stage,
+    console,
+    figure_lines,
+    given_model,
+    given_store,
+    open_run,
+    pin_data,
+    run_stage,
+)
+
+
+def train(
+    *,
+    labeled: Paths,
+    out: str | Path,
+    unlabeled: Paths = (),
+    test: Paths = (),
+    val: Paths = (),
+    task: str = "detection",
+    labeled_list: str | Path = "",
+    images: str | Path = "",
+    recipe: str | Path = "",
+    teacher: str | Path = "",
+    pseudo: str | Path = "",
+    seed: int | None = None,
+    device: str = "",
+    devices: int = 0,
+    resume: bool = False,
+    overwrite: bool = False,
+    overrides: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """Trains one model into `out/model`: a teacher on labeled images, or with `pseudo` a student.
+
+    Args:
+        labeled: labeled data.
+        out: the run folder; the same call on an unfinished run continues it.
+        unlabeled: with `pseudo`, the pool that the store was made of.
+        test: measured on at the end, when given; leaks into it are taken out of the labels.
+        val: selection split, measured on along the training.
+        task: what a label means.
+        labeled_list: text file of the images that keep their labels.
+        images: folder that image paths in annotations are relative to.
+        recipe: name or YAML file.
+        teacher: with `pseudo`, the model that the student starts from.
+        pseudo: a finished pseudo-label store.
+        seed: of everything drawn.
+        device: auto, cpu, cuda or mps.
+        devices: how many.
+        resume: continue with the folder's own config.
+        overwrite: replace a run that is there.
+        overrides: `key=value` options.
+
+    Returns:
+        The record of the training, as in `out/run.json`.
+    """
+    if pseudo and not (teacher and unlabeled):
+        raise InputError(
+            "--pseudo: a student needs the pool of its store and the model it starts from. "
+            "Add --unlabeled POOL and --teacher MODEL."
+        )
+    out = Path(out)
+    sources = dict(labeled=labeled, unlabeled=unlabeled, val=val, test=test, labeled_list=labeled_list, images=images)
+    config = resolve(recipe, overrides, task=task, seed=seed, device=device, devices=devices, **sources)
+    config = open_run(out, config, overwrite=overwrite, resume=resume)
+    if (out / "run.json").is_file():
+        console.print(f"{out}: finished earlier.")
+        return dict(read_json(out / "run.json"))
+    require_sources(config, "labeled")
+    prepared = prepare(config, split_test=False)
+    console.print("\n".join(prepared.check.lines()))
+    pin_data(out, prepared.fingerprints)
+    given = {}
+    if pseudo:
+        given = {"teacher": given_model("teacher", Path(teacher)), "pseudo": given_store("pseudo", Path(pseudo))}
+    trained, measured = launch(config.runtime, _train_graph, config, prepared, Place(out / "stages"), given)
+    record = {**trained.record, **({"measured": measured.record["metrics"]} if measured else {})}
+    shutil.copytree(trained.model_folder, out / "model", dirs_exist_ok=True)
+    write_json(out / "run.json", record)
+    console.print(f"Model: {out / 'model'}")
+    if measured:
+        console.print(figure_lines(measured.record["metrics"], measured.record["intervals"]))
+    return record
+
+
+def _train_graph(
+    runtime: Runtime, config: RunConfig, prepared: Prepared, place: Place, given: dict[str, Stage]
+) -> tuple[Stage, Stage | None]:
+    sets = prepared.sets
+    if given:
+        require_kept(open_store(given["pseudo"].folder), config.pseudo)
+        trained = train_student(
+            place, "student", config, sets, runtime,
+            second_stream="pool", init=given["teacher"], pseudo=given["pseudo"], round_=1, repeat=0,
+        )  # fmt: skip
+    else:
+        trained = train_teacher(place, config, sets, runtime)
+    if sets.test is None:
+        return trained, None
+    task = build_task(config, sets.labeled.class_names)
+    name = f"evaluate-{trained.name}"
+    return trained, evaluate_stage(place, name, config, task, trained, sets.test, prepared.groups, runtime)
 
 
 def train_teacher(place: Place, config: RunConfig, data: DataSets, runtime: Runtime) -> Stage:
@@ -139,11 +248,10 @@ def _training(
         folder=stage.folder,
         objective=objective,
         streams=streams,
-        batch_sizes={"labeled": part.batch_size, "second": part.batch_size * config.pseudo.ratio},
+        batch_sizes={name: part.batch_size * (config.pseudo.ratio if name == "second" else 1) for name in streams},
         config=part,
         canvas=config.model.canvas,
         data=config.data,
-        runtime_config=config.runtime,
         num_steps=num_steps,
         seed=config.seed + repeat,
         round=round_,
@@ -170,7 +278,7 @@ def _validation(config: RunConfig, val: Index | None) -> Callable[..., dict[str,
 
 
 def _train_and_save(stage: Stage, training: Training, runtime: Runtime, config: RunConfig) -> dict[str, Any]:
-    result = train(training, runtime)
+    result = loop.train(training, runtime)
     class_names = training.streams["labeled"].class_names
     if runtime.is_main:
         card = {
