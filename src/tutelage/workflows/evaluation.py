@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -212,7 +213,7 @@ def resample(matches: Matches, groups: np.ndarray, config: RunConfig) -> dict[st
     """Figures of every bootstrap resample, by name; the resamples are the same for every model of one test set."""
     rng = np.random.default_rng(np.random.SeedSequence([config.seed, 0xB007]))
     weights = stats.resample_weights(groups, config.eval.resamples, rng)
-    return bootstrap_metrics(matches, weights)
+    return bootstrap_metrics(matches, weights, threads=os.cpu_count() or 1)
 
 
 def _box_columns(rows: Sequence[Boxes], extra: tuple[str, ...]) -> dict[str, Any]:

@@ -1,0 +1,215 @@
+"""What a fit found: figures of every model, paired differences with intervals, verdict and recommendation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tutelage import stats
+from tutelage.config import RunConfig
+from tutelage.data.index import Index
+from tutelage.stats import Interval
+from tutelage.stats.conclusions import DecidedOn
+from tutelage.tasks.metrics import Matches
+from tutelage.workflows.evaluation import resample
+from tutelage.workflows.prepare import Prepared
+from tutelage.workflows.stages import Stage
+
+Floats = NDArray[np.float64]
+PAIRS = (("student", "control"), ("student", "teacher"), ("control", "teacher"), ("hidden", "control"))
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """Every model of a run on one set of images: its record and its figures on the same resamples."""
+
+    records: dict[str, dict[str, Any]]  # of the evaluate stages, by the model's stage name
+    resampled: dict[str, dict[str, Floats]]  # figures (R,) and class figures (R, K), by the model's stage name
+    matches: Matches  # of one of the models, for where the truth is
+    groups: NDArray[np.int64]  # (images,)
+
+    @classmethod
+    def read(
+        cls, prefix: str, graph: dict[str, Stage], names: Sequence[str], groups: NDArray[np.int64], config: RunConfig
+    ) -> Measurements | None:
+        """What the stages `prefix + name` hold; None where the set was not measured on."""
+        stages = {name: graph[prefix + name] for name in names if prefix + name in graph}
+        if not stages:
+            return None
+        matches = {name: Matches.load(stage.folder / "matches.npz") for name, stage in stages.items()}
+        return cls(
+            records={name: stage.record for name, stage in stages.items()},
+            resampled={name: resample(one, groups, config) for name, one in matches.items()},
+            matches=next(iter(matches.values())),
+            groups=groups,
+        )
+
+    def difference(self, ones: Sequence[str], others: Sequence[str], config: RunConfig) -> Interval | None:
+        """Interval of the mean difference of pairs of models, over test images and, with several pairs, over seeds."""
+        metric, confidence = config.eval.metric, config.eval.confidence
+        points = [self._point(name, metric) for name in (*ones, *others)]
+        if any(point is None for point in points):
+            return None
+        values = np.array(points, np.float64).reshape(2, len(ones))
+        covers = stats.covers(len(self.groups), len(np.unique(self.groups)), len(ones))
+        resampled = [np.mean([self.resampled[name][metric] for name in names], axis=0) for names in (ones, others)]
+        mean_one, mean_other = values.mean(axis=1).tolist()
+        images = stats.paired_difference(*resampled, mean_one, mean_other, confidence, covers)
+        if len(ones) == 1:
+            return images
+        seeds = stats.t_interval((values[0] - values[1]).tolist(), confidence)
+        return stats.seeds_and_images(seeds, images, covers)
+
+    def class_differences(self, one: str, other: str, config: RunConfig) -> dict[str, Any]:
+        """AP differences of two models by class, with intervals that hold all at once; None where undefined."""
+        names = list(self.records[one]["metrics"]["per_class"])
+        points = [[self.records[model]["metrics"]["per_class"][name]["ap"] for name in names] for model in (one, other)]
+        intervals = stats.simultaneous_differences(
+            self.resampled[one]["class_ap"],
+            self.resampled[other]["class_ap"],
+            *points,
+            self._groups_with_truth(len(names)),
+            config.eval.confidence,
+            stats.covers(len(self.groups), len(np.unique(self.groups))),
+        )
+        return {name: interval and interval.as_dict() for name, interval in zip(names, intervals, strict=True)}
+
+    def _point(self, name: str, metric: str) -> float | None:
+        point: float | None = self.records[name]["metrics"][metric]
+        return point
+
+    def _groups_with_truth(self, num_classes: int) -> NDArray[np.int64]:
+        holding = (self.groups[self.matches.truth_images(label)] for label in range(num_classes))
+        return np.array([len(np.unique(groups)) for groups in holding], np.int64)
+
+
+def compare(config: RunConfig, prepared: Prepared, graph: dict[str, Stage]) -> dict[str, Any]:
+    """The part of a fit's record that says what was found; figures are in [0, 1]."""
+    arms = trained_arms(config, graph)
+    names = [name for arm in arms.values() for name in arm]
+    test = Measurements.read("evaluate-", graph, names, prepared.groups, config)
+    val = Measurements.read("evaluate-val-", graph, names, prepared.val_groups, config)
+    differences = _differences(test, arms, config)
+    decided_on: DecidedOn = "selection split" if val is not None else "test images"
+    deciding = _differences(val, arms, config) if val is not None else differences
+    recommended = stats.recommend(deciding, decided_on)
+    return {
+        "task": config.task,
+        "class_names": list(prepared.sets.labeled.class_names),
+        "verdict": _verdict(test, differences, config),
+        "recommended": recommended.model,
+        "recommended_stage": arms[recommended.model][0],
+        "recommended_reason": recommended.reason,
+        "decided_on": decided_on,
+        **{arm: _arm_record(stages, test) for arm, stages in arms.items()},
+        "differences": _difference_records(differences, test, arms, config),
+        "rounds": config.rounds,
+        "repeats": config.repeats,
+        "data": data_record(prepared),
+        "check": prepared.check.as_dict(),
+        "notes": list(prepared.sets.notes),
+        **_convergence(config, graph),
+    }
+
+
+def trained_arms(config: RunConfig, graph: dict[str, Stage]) -> dict[str, list[str]]:
+    """Stage names of each arm's last round, one a repeat; the teacher's alone."""
+    arms = {"teacher": ["teacher"]}
+    for arm in ("control", "student", "hidden"):
+        names = [name for name in graph if name.startswith(f"{arm}-{config.rounds}")]
+        if names:
+            arms[arm] = names
+    return arms
+
+
+def _differences(
+    measured: Measurements | None, arms: dict[str, list[str]], config: RunConfig
+) -> dict[str, Interval | None]:
+    if measured is None:
+        return {}
+    return {
+        f"{one}_minus_{other}": measured.difference(arms[one], _paired(arms[other], len(arms[one])), config)
+        for one, other in PAIRS
+        if one in arms and other in arms
+    }
+
+
+def _paired(names: list[str], count: int) -> list[str]:
+    """One partner a repeat: the teacher is the partner of all."""
+    return names if len(names) == count else names * count
+
+
+def _verdict(test: Measurements | None, differences: dict[str, Interval | None], config: RunConfig) -> str:
+    if test is None:
+        return "Not measured: there are no test images, and too few labels to set some aside. Add --test."
+    return stats.verdict(differences["student_minus_control"], metric=config.eval.metric, num_seeds=config.repeats)
+
+
+def _arm_record(stages: list[str], test: Measurements | None) -> dict[str, Any]:
+    if test is None:
+        return {"stage": stages[0], "metrics": None, "intervals": {}}
+    record = test.records[stages[0]]
+    return {
+        "stage": stages[0],
+        "metrics": record["metrics"],
+        "intervals": record["intervals"],
+        "every_repeat": [{"stage": name, "metrics": test.records[name]["metrics"]} for name in stages],
+    }
+
+
+def _difference_records(
+    differences: dict[str, Interval | None], test: Measurements | None, arms: dict[str, list[str]], config: RunConfig
+) -> dict[str, Any]:
+    records: dict[str, Any] = {
+        name: {"metric": config.eval.metric, **interval.as_dict()} if interval else None
+        for name, interval in differences.items()
+    }
+    if test is not None:
+        pair = (arms["student"][0], arms["control"][0])
+        records["per_class"] = {"student_minus_control": test.class_differences(*pair, config)}
+    return records
+
+
+def _convergence(config: RunConfig, graph: dict[str, Stage]) -> dict[str, Any]:
+    """Whether the teacher was still rising, from its measurements on the selection split."""
+    log = graph["teacher"].folder / "log.jsonl"
+    key = f"val_{config.eval.metric}"
+    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
+    points = [(line["step"], line[key]) for line in lines if key in line]
+    val = graph.get("evaluate-val-teacher")
+    found = val.record["intervals"].get(config.eval.metric) if val is not None else None
+    interval = Interval(**{name: found[name] for name in Interval.__slots__}) if found else Interval(0, 0, 0, 0, "")
+    steps, values = [step for step, _ in points], [value for _, value in points]
+    rising = stats.still_rising(steps, values, interval)
+    return {
+        "teacher_converged": None if rising is None else not rising,
+        "convergence": stats.convergence_sentence(steps, values, interval),
+    }
+
+
+def data_record(prepared: Prepared) -> dict[str, Any]:
+    """What was used, by the name of its option: description, counts and fingerprint."""
+    sets = prepared.sets
+    used = {"labeled": sets.labeled, "pool": sets.pool, "val": sets.val, "test": sets.test}
+    record = {name: _set_record(index) for name, index in used.items() if index is not None}
+    if sets.pool is not None:
+        record["pool"] = {name: record["pool"][name] for name in ("description", "images", "fingerprint")}
+    return record
+
+
+def _set_record(index: Index) -> dict[str, Any]:
+    _, labels = index.labels_per_image()
+    counts = np.bincount(labels, minlength=len(index.class_names))
+    return {
+        "description": index.description,
+        "images": len(index),
+        "boxes": int(counts.sum()),
+        "boxes_per_class": dict(zip(index.class_names, counts.tolist(), strict=False)),
+        "fingerprint": index.fingerprint,
+        "counts": index.counts,
+    }
