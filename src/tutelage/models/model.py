@@ -1,0 +1,119 @@
+"""The networks that tasks train: a RetinaNet, and a classifier that shares its backbone.
+
+Both take pictures as they are (uint8) with their covered size, and normalize on the device.
+Legend: B images, H x W canvas pixels, A anchors, K classes.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tutelage.config import ModelConfig
+from tutelage.models.backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone, build_backbone
+from tutelage.models.heads import RetinaNetHead
+from tutelage.models.pyramids import FPN, LAST_BACKBONE_LEVEL
+from tutelage.types import InputError
+
+
+class DetectionOutputs(NamedTuple):
+    """Raw outputs of a detector, in the anchors' order (level, y, x, octave, aspect ratio)."""
+
+    logits: Tensor  # (B, A, K)
+    deltas: Tensor  # (B, A, 4) dx, dy, dw, dh
+
+
+class Normalize(nn.Module):
+    """Pixel statistics in the range 0 .. 255; they travel with the weights."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", 255 * torch.tensor(IMAGENET_MEAN))
+        self.register_buffer("std", 255 * torch.tensor(IMAGENET_STD))
+
+    def forward(self, images: Tensor, valid: Tensor) -> Tensor:
+        """Normalized images (B, 3, H, W) from uint8 ones; outside of `valid` (B, 2) all is 0, the mean color."""
+        scale, mean = 1 / self.std[:, None, None], self.mean[:, None, None]
+        height, width = images.shape[-2:]
+        rows = torch.arange(height, device=images.device) < valid[:, :1]
+        columns = torch.arange(width, device=images.device) < valid[:, 1:]
+        covered = rows[:, None, :, None] & columns[:, None, None, :]
+        return (images.to(self.mean.dtype) - mean).mul_(scale).mul_(covered)
+
+
+class RetinaNet(nn.Module):
+    """Backbone, feature pyramid and head (arXiv:1708.02002)."""
+
+    def __init__(self, config: ModelConfig, num_classes: int) -> None:
+        super().__init__()
+        self.config = config
+        self.num_classes = num_classes
+        self.levels = tuple(range(config.min_level, config.max_level + 1))
+        self.normalize = Normalize()
+        self.backbone = _backbone_of(config)
+        self.pyramid = FPN(self.backbone.channels, config)
+        self.head = RetinaNetHead(config, num_classes, len(self.levels))
+
+    def forward(self, images: Tensor, valid: Tensor) -> DetectionOutputs:
+        """Raw outputs for uint8 images (B, 3, H, W) that cover `valid` (B, 2) = (height, width) of their canvas."""
+        return self.raw(self.normalize(images, valid))
+
+    def raw(self, normalized: Tensor) -> DetectionOutputs:
+        """Raw outputs for images (B, 3, H, W) that `normalize` made."""
+        return DetectionOutputs(*self.head(self.pyramid(self.backbone(normalized))))
+
+
+class Classifier(nn.Module):
+    """Backbone, global average pool and one linear layer; its backbone initializes a detector's."""
+
+    def __init__(self, config: ModelConfig, num_classes: int) -> None:
+        super().__init__()
+        self.config = config
+        self.num_classes = num_classes
+        self.normalize = Normalize()
+        self.backbone = _backbone_of(config)
+        self.linear = nn.Linear(self.backbone.channels[-1], num_classes)
+        nn.init.normal_(self.linear.weight, std=0.01)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, images: Tensor, valid: Tensor) -> Tensor:
+        """Logits (B, K) for uint8 images (B, 3, H, W) that cover `valid` (B, 2) = (height, width) of their canvas."""
+        pooled = self.backbone(self.normalize(images, valid))[-1].mean(dim=(2, 3))
+        logits: Tensor = self.linear(pooled)
+        return logits
+
+
+def build_detector(config: ModelConfig, num_classes: int) -> RetinaNet:
+    """A detector with random weights, drawn from torch's default generator.
+
+    Raises:
+        InputError: an unknown backbone, one without the strides, levels or a canvas that cannot be.
+    """
+    if config.min_level > config.max_level:
+        raise InputError(
+            f"model.min_level: {config.min_level} is above model.max_level {config.max_level}; "
+            "it must be at most that. Change one of them."
+        )
+    stride = 2 ** min(config.max_level, LAST_BACKBONE_LEVEL)
+    if any(side % stride for side in config.canvas):
+        raise InputError(
+            f"model.canvas: {config.canvas[0]} x {config.canvas[1]}; both sides must be multiples of {stride}, the "
+            f"backbone's stride. Round them, for example to {[-(-side // stride) * stride for side in config.canvas]}."
+        )
+    return RetinaNet(config, num_classes)
+
+
+def build_classifier(config: ModelConfig, num_classes: int) -> Classifier:
+    """A classifier with the same backbone as `build_detector`'s, with random weights."""
+    return Classifier(config, num_classes)
+
+
+def _backbone_of(config: ModelConfig) -> Backbone:
+    levels = range(config.min_level, min(config.max_level, LAST_BACKBONE_LEVEL) + 1)
+    norm = config.norm if config.backbone_norm == "shared" else None
+    return build_backbone(config.backbone, levels=levels, drop_path=config.drop_path, norm=norm)

@@ -1,0 +1,61 @@
+"""Image classification as a task: what pre-training trains a backbone on.
+
+Legend: B images, K classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tutelage.config import ModelConfig
+from tutelage.models.model import Classifier, build_classifier
+from tutelage.types import Batch, Prediction
+
+
+class ClassTargets(NamedTuple):
+    """The classes of a batch, and the count that its loss is divided by."""
+
+    labels: Tensor  # (B,) int64
+    num_positives: Tensor  # () int64: every image counts
+
+
+@dataclass(frozen=True)
+class ClassificationTask:
+    """Softmax classification into the named classes, with label smoothing."""
+
+    model: ModelConfig
+    label_smoothing: float
+    class_names: tuple[str, ...]
+
+    def build_model(self) -> Classifier:
+        """A classifier for these classes with random weights, from torch's default generator."""
+        return build_classifier(self.model, len(self.class_names))
+
+    def assign(self, batch: Batch, ignored: Literal["mask", "drop"] = "mask") -> ClassTargets:
+        """Targets of a batch with labels; nothing is ignored here."""
+        assert batch.labels is not None, "classification is trained on batches with labels"
+        return ClassTargets(batch.labels, torch.tensor(len(batch), device=batch.labels.device))
+
+    def loss_sums(self, outputs: Tensor, batch: Batch, targets: ClassTargets) -> dict[str, Tensor]:
+        """Cross-entropy of logits (B, K), summed over the batch, in float32 at least."""
+        wide = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+        loss = F.cross_entropy(wide, targets.labels, reduction="sum", label_smoothing=self.label_smoothing)
+        return {"class": loss}
+
+    def num_correct(self, outputs: Tensor, targets: ClassTargets) -> Tensor:
+        """How many images () int64 have their class ranked first."""
+        return (outputs.argmax(dim=1) == targets.labels).sum()
+
+    @torch.inference_mode()
+    def predict(self, model: Classifier, batch: Batch) -> list[Prediction]:
+        """Class probabilities of a batch's first views, by a model in eval mode."""
+        probabilities = model(batch.images[:, 0], batch.valid[:, 0]).float().softmax(dim=1).cpu().numpy()
+        return [
+            Prediction(int(image_id), (int(height), int(width)), confidence=row)
+            for image_id, (height, width), row in zip(batch.image_ids, batch.sizes, probabilities, strict=True)
+        ]
