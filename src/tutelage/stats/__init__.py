@@ -1,5 +1,13 @@
-"""Numbers to intervals (`intervals`), intervals to words (`verdict`)."""
+"""Numbers to intervals (`intervals`), intervals to words (`conclusions`)."""
 
+from tutelage.stats.conclusions import (
+    Recommendation,
+    convergence_sentence,
+    covers,
+    recommend,
+    still_rising,
+    verdict,
+)
 from tutelage.stats.intervals import (
     FEW_GROUPS,
     FEW_WITH_TRUTH,
@@ -12,14 +20,6 @@ from tutelage.stats.intervals import (
     simultaneous_differences,
     t_interval,
     t_quantile,
-)
-from tutelage.stats.verdict import (
-    Recommendation,
-    convergence_sentence,
-    covers,
-    recommend,
-    still_rising,
-    verdict,
 )
 
 __all__ = [

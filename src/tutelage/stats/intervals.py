@@ -132,6 +132,7 @@ def seeds_and_images(seeds: Interval, images: Interval, covers: str = "") -> Int
     Args:
         seeds: t-interval over one difference a seed, all on the same test images, which it therefore does not cover.
         images: bootstrap of the mean of these differences, the same resample for all seeds.
+        covers: what the result holds.
 
     The errors are independent, so that their variances add; adding squared distances instead of variances keeps each
     part's own quantile and skew (MOVER: Zou and Donner, Statistics in Medicine 27, 2008).
