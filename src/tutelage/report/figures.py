@@ -61,6 +61,9 @@ SETTINGS: Any = {  # matplotlib's stubs want a type of some three hundred keys
     "ytick.major.size": 0,
     "figure.constrained_layout.use": True,
 }
+LARGEST_SCALE = 1.45
+"""CSS pixels a point at most, so that text has about one size in all figures."""
+
 MOST_POINTS = 240
 """Points of a curve; longer logs are averaged in bins."""
 
@@ -139,7 +142,7 @@ def histogram_figure(
 def whisker_figure(whiskers: Sequence[Whisker], *, title: str, xlabel: str) -> str:
     """Differences as points with intervals around a line at zero; one that holds zero is drawn hollow."""
     with matplotlib.rc_context(SETTINGS):
-        figure, axes = _axes(5.2, 0.62 + 0.42 * len(whiskers))
+        figure, axes = _axes(4.4, 0.6 + 0.34 * len(whiskers))
         axes.axvline(0, color=STAND_INS["ink"], linewidth=0.9)
         for row, whisker in enumerate(whiskers):
             color = STAND_INS["ink"] if whisker.shown else STAND_INS["muted"]
@@ -179,7 +182,9 @@ def _finish(figure: Figure, title: str) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'<g id="[^"]*"', "<g", text)  # the same ids in every figure
-    text = re.sub(r'<svg [^>]*viewBox="([^"]*)"[^>]*>', rf'<svg viewBox="\1" role="img" aria-label="{title}">', text)
+    width = LARGEST_SCALE * figure.get_figwidth() * 72
+    opening = rf'<svg viewBox="\1" role="img" aria-label="{title}" style="max-width: {width:.0f}px">'
+    text = re.sub(r'<svg [^>]*viewBox="([^"]*)"[^>]*>', opening, text)
     return _recolored(text)
 
 

@@ -20,7 +20,7 @@ from tutelage.report.curves import recall_figures, training_figures
 from tutelage.report.figures import whisker_figure
 from tutelage.report.models import Model
 from tutelage.report.pictures import Album
-from tutelage.report.pseudo import pseudo_sections
+from tutelage.report.pseudo import pseudo_labels
 from tutelage.report.read import Run, read_evaluation, read_run
 from tutelage.report.scenes import Comparison, compare_models
 
@@ -36,11 +36,13 @@ def write_report(run_folder: Path) -> Path:
     run = read_run(Path(run_folder))
     class_names = tuple(run.record.get("class_names", ()))
     models = arms.models_of(run)
-    album = Album(image_roots(run))
+    config: Mapping[str, Any] = yaml.safe_load(run.config) or {}
+    album = Album(image_roots(run, config))
     differences = arms.differences(run)
     sections: dict[str, Any] = {
         "record": run.record,
         "config": run.config,
+        "confidence": (config.get("eval") or {}).get("confidence", 0.95),
         "folder": run.folder.resolve().name,
         "models": models,
         "differences": differences,
@@ -52,7 +54,7 @@ def write_report(run_folder: Path) -> Path:
         "check_facts": _flat(run.record.get("check") or {}),
         "trainings": training_figures(run),
         "recall": recall_figures(models, class_names),
-        "pseudo": pseudo_sections(run, class_names, album),
+        "pseudo": pseudo_labels(run, class_names, album),
         "comparison": _comparison(models, class_names, album, int(run.record.get("seed") or 0)),
         "costs": _costs(run.record.get("seconds") or {}),
         "stages": list(run.stages.values()),
@@ -63,10 +65,9 @@ def write_report(run_folder: Path) -> Path:
     return target
 
 
-def image_roots(run: Run) -> list[Path]:
+def image_roots(run: Run, config: Mapping[str, Any]) -> list[Path]:
     """Folders that relative image paths are tried against: the working folder, the run, the folders of its sources."""
-    raw = yaml.safe_load(run.config) if run.config else {}
-    sources = (raw or {}).get("sources") or {}
+    sources = config.get("sources") or {}
     places = [Path(place) for value in sources.values() for place in ([value] if isinstance(value, str) else value)]
     folders = [place if place.is_dir() else place.parent for place in places if str(place) != "."]
     return [Path(), run.folder, *folders, *(folder.parent / "images" for folder in folders)]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from markupsafe import Markup
@@ -11,63 +11,69 @@ from numpy.typing import NDArray
 
 from tutelage.report.figures import histogram_figure
 from tutelage.report.pictures import Album
-from tutelage.report.read import Run, Stage, summarize_store
-from tutelage.report.scenes import crops
+from tutelage.report.read import PseudoSummary, Run, Stage, summarize_store
+from tutelage.report.scenes import Crop, crops
 
 NUM_CROPS = 12
 
 
-def pseudo_sections(run: Run, class_names: tuple[str, ...], album: Album) -> list[dict[str, Any]]:
-    """One entry for each labeling of the pool (one a round); only the last one's boxes are shown as pictures."""
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """A class among the human labels and among the pseudo-labels: boxes, and bars in percent of the longest."""
+
+    name: str
+    labels: int
+    pseudo: int
+    labels_bar: float
+    pseudo_bar: float
+
+
+@dataclass(frozen=True, slots=True)
+class PseudoLabels:
+    """All labelings of the pool, and the last round's drawn."""
+
+    stages: Sequence[Stage]
+    last: Stage
+    histogram: Markup | None = None
+    balance: Sequence[Balance] = ()
+    surest: Sequence[Crop] = ()
+    least_sure: Sequence[Crop] = field(default=())
+
+
+def pseudo_labels(run: Run, class_names: tuple[str, ...], album: Album) -> PseudoLabels | None:
+    """The pseudo-labels of a run; None where the run labeled nothing."""
     stages = [stage for stage in run.stages.values() if stage.record.get("kind") == "label"]
-    return [_pseudo_section(run, stage, class_names, album, stage is stages[-1]) for stage in stages]
-
-
-def _pseudo_section(
-    run: Run, stage: Stage, class_names: tuple[str, ...], album: Album, with_pictures: bool
-) -> dict[str, Any]:
-    threshold = stage.record.get("threshold", 0.5)
-    summary = summarize_store(stage, class_names, threshold, NUM_CROPS)
-    section: dict[str, Any] = {
-        "stage": stage,
-        "counts": stage.record.get("counts") or {},
-        "skipped": stage.record.get("skipped") or [],
-        "threshold": dict(threshold) if isinstance(threshold, Mapping) else threshold,
-        "views": stage.record.get("views") or [],
-        "histogram": None,
-        "balance": [],
-        "surest": [],
-        "least_sure": [],
-    }
+    if not stages:
+        return None
+    named = f"pseudo-{run.record.get('rounds', 1)}"
+    last = next((stage for stage in stages if stage.name == named), stages[-1])
+    threshold = last.record.get("threshold", 0.5)
+    summary = summarize_store(last, class_names, threshold, NUM_CROPS)
     if summary is None:
-        return section
-    marks = sorted(set(threshold.values())) if isinstance(threshold, Mapping) else [float(threshold)]
-    section["histogram"] = Markup(
-        histogram_figure(
-            summary.histogram, marks, title="Scores of the teacher's detections", xlabel="score", ylabel="boxes"
-        )
-    )
+        return PseudoLabels(stages, last)
     labeled = run.record.get("data", {}).get("labeled") or {}
-    section["balance"] = _balance(class_names, labeled.get("boxes_per_class") or {}, summary.kept_per_class)
-    if with_pictures:
-        section["surest"] = crops(summary.surest, class_names, album)
-        section["least_sure"] = crops(summary.least_sure, class_names, album)
-    return section
+    return PseudoLabels(
+        stages,
+        last,
+        _histogram(summary, threshold),
+        class_balance(class_names, labeled.get("boxes_per_class") or {}, summary.kept_per_class),
+        crops(summary.surest, class_names, album),
+        crops(summary.least_sure, class_names, album),
+    )
 
 
-def _balance(class_names: tuple[str, ...], labeled: Mapping[str, int], kept: NDArray[np.int64]) -> list[dict[str, Any]]:
-    """Classes with their share of the human labels and of the pseudo-labels; bars are relative to the largest share."""
+def class_balance(class_names: tuple[str, ...], labeled: Mapping[str, int], kept: NDArray[np.int64]) -> list[Balance]:
+    """Each class's share of the human labels and of the pseudo-labels, the largest share being a full bar."""
     human = np.array([labeled.get(name, 0) for name in class_names], dtype=np.float64)
-    shares = human / max(human.sum(), 1), kept / max(kept.sum(), 1)
-    largest = max(*(share.max(initial=0) for share in shares), 1e-9)
+    shares = np.stack([human / max(human.sum(), 1), kept / max(kept.sum(), 1)])
+    bars = np.round(100 * shares / max(shares.max(initial=0), 1e-9), 1)
     return [
-        {
-            "title": name,
-            "labels": int(human[row]),
-            "pseudo": int(kept[row]),
-            "bars": [
-                {"share": float(share[row]), "length": round(100 * float(share[row] / largest), 1)} for share in shares
-            ],
-        }
+        Balance(name, int(human[row]), int(kept[row]), float(bars[0, row]), float(bars[1, row]))
         for row, name in enumerate(class_names)
     ]
+
+
+def _histogram(summary: PseudoSummary, threshold: float | Mapping[str, float]) -> Markup:
+    marks = sorted(set(threshold.values())) if isinstance(threshold, Mapping) else [float(threshold)]
+    title = "Scores of the teacher's detections in the pool"
+    return Markup(histogram_figure(summary.histogram, marks, title=title, xlabel="score", ylabel="boxes"))
