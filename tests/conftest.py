@@ -1,10 +1,15 @@
 """Shared fixtures: an isolated cache and the place of the real data sets."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+import tutelage
+from tests.tiny import annotation, arguments
+from tutelage.data.demo import draw_scenes
 
 
 @pytest.fixture(autouse=True)
@@ -21,3 +26,22 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip("real data sets are absent (TUTELAGE_DATA)")
     return folder.resolve()
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Procedural scenes: `labeled`, `pool`, `test` and `val`."""
+    folder = tmp_path_factory.mktemp("scenes")
+    for number, (name, images) in enumerate({"labeled": 8, "pool": 20, "test": 24, "val": 20}.items()):
+        draw_scenes(folder / name, images=images, size=64, seed=number)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A finished tiny fit with a selection split."""
+    out = tmp_path_factory.mktemp("run") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TUTELAGE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        tutelage.fit(**arguments(scenes, out, val=annotation(scenes, "val")))
+    yield out

@@ -1,0 +1,113 @@
+"""The command line: help with examples, exit codes, and the verbs after a fit."""
+
+import inspect
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import tutelage
+from tests.tiny import TINY, annotation
+from tutelage import cli
+from tutelage.cli import main
+
+
+@pytest.mark.parametrize("verb", sorted(tutelage.VERBS))
+def test_help_shows_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([verb, "--help"]) == 0
+    assert f"tutelage {verb}" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("verb", sorted(tutelage.VERBS))
+def test_each_verb_is_a_function_with_the_same_arguments(verb: str) -> None:
+    command = set(inspect.signature(getattr(cli, verb)).parameters)
+    assert set(inspect.signature(getattr(tutelage, verb)).parameters) == command
+
+
+def test_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes"]) == 0
+    assert main(["fit", "--out", str(tmp_path / "run"), "--labeled", str(tmp_path / "absent.json"), *TINY]) == 2
+    assert "absent.json" in capsys.readouterr().err
+    assert main(["fit"]) == 2, "a missing option"
+    assert main(["show", "detection-smal"]) == 2
+
+
+def test_show_prints_a_whole_recipe_with_its_parameters(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "detection-paper-r50"]) == 0
+    shown = capsys.readouterr().out
+    assert "min_steps: 200000" in shown
+    assert "34.1 million parameters with 91 classes" in shown  # TPU model zoo, R50-FPN
+
+
+def test_check_says_what_is_there(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--labeled", str(annotation(scenes, "labeled")), "--unlabeled", str(scenes / "pool" / "images")]
+    sheets = ["--sheet", str(tmp_path / "sheet.png"), "--augment-sheet", str(tmp_path / "augment.png")]
+    assert main(["check", *options, *sheets]) == 0
+    assert "8 images" in capsys.readouterr().err
+    assert (tmp_path / "sheet.png").stat().st_size > 1000 and (tmp_path / "augment.png").stat().st_size > 1000
+
+
+def test_report_again(finished: Path) -> None:
+    page = finished / "report.html"
+    before = page.read_text()
+    page.unlink()
+    assert main(["report", str(finished)]) == 0
+    assert page.read_text() == before
+    assert main(["report", str(finished / "stages")]) == 2
+
+
+def test_predict_writes_coco_and_pictures(finished: Path, scenes: Path, tmp_path: Path) -> None:
+    pool = scenes / "pool" / "images"
+    options = ["--out", str(tmp_path / "found"), "--pictures", "--score", "0.0", "--device", "cpu"]
+    assert main(["predict", str(finished / "model"), str(pool), *options]) == 0
+    written = json.loads(next((tmp_path / "found").glob("*.json")).read_text())
+    assert len(written["images"]) == 20
+    assert all("score" in box for box in written["annotations"]) and written["annotations"]
+    assert len(list((tmp_path / "found" / "pictures").rglob("*.jpg"))) == 20
+
+
+def test_evaluate_gives_the_figures_of_the_fit(finished: Path, scenes: Path, tmp_path: Path) -> None:
+    record = json.loads((finished / "run.json").read_text())
+    model = finished / record["stages"]["student-1"]
+    options = ["--test", str(annotation(scenes, "test")), "--out", str(tmp_path / "measured"), "--device", "cpu"]
+    assert main(["evaluate", str(model), *options, "runtime.workers=0", "eval.resamples=20"]) == 0
+    measured = json.loads((tmp_path / "measured" / "run.json").read_text())
+    assert measured["metrics"] == record["student"]["metrics"]
+
+
+@pytest.mark.parametrize("format", ["coco", "yolo", "voc"])
+def test_label_exports_what_is_above_the_threshold(finished: Path, scenes: Path, tmp_path: Path, format: str) -> None:
+    options = ["--unlabeled", str(scenes / "pool" / "images"), "--out", str(tmp_path / "store"), "--export", format]
+    settings = ["pseudo.score_threshold=0.0", "postprocess.score_floor=0.0", "runtime.workers=0", "runtime.device=cpu"]
+    assert main(["label", str(finished / "model"), *options, *settings]) == 0
+    assert (tmp_path / "store" / "manifest.json").is_file()
+    suffix = {"coco": "*.json", "yolo": "*.txt", "voc": "*.xml"}[format]
+    assert list((tmp_path / "store" / "export").rglob(suffix))
+
+
+def test_train_one_model(scenes: Path, tmp_path: Path) -> None:
+    options = ["--labeled", str(annotation(scenes, "labeled")), "--test", str(annotation(scenes, "test"))]
+    command = ["train", *options, "--out", str(tmp_path / "run"), "--recipe", "detection-demo", *TINY]
+    assert main(command) == 0
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["steps"] == 6 and record["measured"]["ap"] is not None
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+
+
+def test_an_interrupted_fit_exits_with_130_and_continues(scenes: Path, tmp_path: Path) -> None:
+    options = ["--labeled", str(annotation(scenes, "labeled")), "--unlabeled", str(scenes / "pool" / "images")]
+    command = ["fit", *options, "--test", str(annotation(scenes, "test")), "--out", str(tmp_path / "run")]
+    command += ["--recipe", "detection-demo", *TINY, "teacher.min_steps=400"]
+    process = subprocess.Popen([sys.executable, "-m", "tutelage", *command], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("run/stages/teacher-*/log.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "continue" in errors
+    assert list(tmp_path.glob("run/stages/teacher-*/checkpoint"))

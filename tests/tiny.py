@@ -1,0 +1,43 @@
+"""A fit small enough for the tests: a network of 0.4 million parameters on 64 px scenes, a few steps."""
+
+from pathlib import Path
+from typing import Any
+
+TINY = (
+    "model.backbone=test_resnet",
+    "model.init=random",
+    "model.canvas=[64,64]",
+    "model.pyramid_width=16",
+    "model.head_width=16",
+    "model.head_depth=1",
+    "train.batch_size=4",
+    "train.passes=0",
+    "train.warmup_steps=2",
+    "teacher.min_steps=6",
+    "teacher.batch_size=4",
+    "student.min_steps=4",
+    "label.part_size=8",
+    "label.views=[identity,hflip]",
+    "pseudo.score_threshold=0.0",
+    "postprocess.score_floor=0.0",
+    "postprocess.max_detections=10",
+    "eval.resamples=20",
+    "runtime.device=cpu",
+    "runtime.workers=0",
+)
+
+
+def annotation(scenes: Path, name: str) -> Path:
+    return next((scenes / name).glob("*.json"))
+
+
+def arguments(scenes: Path, out: Path, **changed: Any) -> dict[str, Any]:
+    given: dict[str, Any] = {
+        "labeled": annotation(scenes, "labeled"),
+        "unlabeled": scenes / "pool" / "images",
+        "test": annotation(scenes, "test"),
+        "out": out,
+        "recipe": "detection-demo",
+        "overrides": TINY,
+    }
+    return given | changed
