@@ -1,0 +1,490 @@
+"""Columnar index of a data set: images and boxes as memory-mapped Arrow files, for millions of images in little memory.
+
+Readers fill it, everything else reads it. An `Index` is a view: two Arrow files, a selection of image rows and a
+mapping of class labels. It pickles as their paths, so that loader workers share the pages of the files.
+
+Legend: n images, m boxes. Sizes are (height, width), coordinates xyxy in pixels; a row's boxes stand in fractions of
+the image where its size was not known when it was read (YOLO and OpenImages without images).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import platformdirs
+import pyarrow as pa
+from numpy.typing import ArrayLike, NDArray
+
+from tutelage import __version__
+from tutelage.data.images import probe
+from tutelage.files import atomic, read_json, write_json
+from tutelage.types import Boxes, InputError
+
+LAYOUT = 1
+"""Changes whenever columns or readers change what they write, so that caches of older code are not used."""
+CHUNK = 65_536  # images hashed or copied at once
+
+PIXELS, FRACTIONS_SHOWN, FRACTIONS_STORED = 0, 1, 2
+"""Units of an image's boxes: pixels, or fractions of the image as shown or as stored (EXIF)."""
+
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class BoxColumns:
+    """Boxes of many images as read, for bulk statistics."""
+
+    images: IntArray  # (m,) row of the image in the index that was asked
+    xyxy: NDArray[np.float64]  # (m, 4) pixels; fractions of the image where `relative`
+    labels: IntArray  # (m,)
+    area: NDArray[np.float64]  # (m,) square pixels as annotated
+    ignore: NDArray[np.uint8]  # (m,)
+    scores: NDArray[np.float64]  # (m,) 1 for human labels
+    relative: NDArray[np.bool_]  # (m,)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def cache_folder() -> Path:
+    """Folder of cached indexes: `TUTELAGE_CACHE`, else the user's cache folder.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    folder = Path(os.environ.get("TUTELAGE_CACHE") or platformdirs.user_cache_dir("tutelage")) / "indexes"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{folder}: the cache folder cannot be made ({error.strerror}). Set TUTELAGE_CACHE to a folder that can be "
+            "written to."
+        ) from None
+    return folder
+
+
+def cache_key(*parts: object) -> str:
+    """Hex key of a cached index, made of our version and whatever its content depends on."""
+    return hashlib.sha256(json.dumps([__version__, LAYOUT, *map(str, parts)]).encode()).hexdigest()[:32]
+
+
+class Index:
+    """Images of a data set with their boxes; rows count from 0 to `len(index) - 1`."""
+
+    def __init__(
+        self, folder: Path, rows: IntArray | None = None, classes: tuple[tuple[str, ...], IntArray] | None = None
+    ) -> None:
+        """Opens what `build` wrote.
+
+        Args:
+            folder: holds images.arrow, boxes.arrow and meta.json.
+            rows: the chosen images; all when None.
+            classes: class names to show, and for each stored label its place among them (-1: not shown).
+        """
+        self.folder = folder
+        self._rows = rows
+        self._classes = classes
+
+    @classmethod
+    def build(
+        cls,
+        *,
+        roots: Sequence[Path],
+        paths: Sequence[str] | pa.Array,
+        class_names: Sequence[str],
+        sizes: ArrayLike | None = None,
+        offsets: ArrayLike | None = None,
+        xyxy: ArrayLike = (),
+        labels: ArrayLike = (),
+        area: ArrayLike | None = None,
+        ignore: ArrayLike | None = None,
+        scores: ArrayLike | None = None,
+        relative: ArrayLike | None = None,
+        image_class: ArrayLike | None = None,
+        root_of: ArrayLike | None = None,
+        description: str = "",
+        counts: Mapping[str, int] | None = None,
+        declared: bool = True,
+        annotated: bool = True,
+        folder: Path | None = None,
+    ) -> Self:
+        """Writes columns to files and opens them.
+
+        Args:
+            roots: folders that image paths are relative to.
+            paths: (n,) relative paths.
+            class_names: names by label.
+            sizes: (n, 2) annotated (height, width); 0 where unknown.
+            offsets: (n + 1,) where each image's boxes begin; the boxes stand in image order.
+            xyxy: (m, 4) pixels, or fractions where `relative`.
+            labels: (m,) places in `class_names`.
+            area: (m,) square pixels; width x height when None.
+            ignore: (m,) values of `Boxes.ignore`.
+            scores: (m,) confidences; 1 when None.
+            relative: (n,) unit of the image's boxes: PIXELS, FRACTIONS_SHOWN or FRACTIONS_STORED.
+            image_class: (n,) class of the whole image, -1 for none.
+            root_of: (n,) which of `roots`.
+            description: what was read, in words.
+            counts: what was mended or dropped.
+            declared: whether the source lists its classes, or they were collected from its boxes.
+            annotated: whether a person said what is in the images (without boxes: nothing).
+            folder: where to write; when None a cache folder named by the content.
+        """
+        count = len(paths)
+        corners = np.ascontiguousarray(xyxy, np.float64).reshape(-1, 4)
+        if area is None:
+            area = (corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1])
+        extent = np.zeros((count, 2), np.int32) if sizes is None else np.ascontiguousarray(sizes, np.int32)
+        images = pa.RecordBatch.from_pydict(
+            {
+                "path": pa.array(paths, pa.large_string()) if not isinstance(paths, pa.Array) else paths,
+                "root": _column(root_of, count, np.int32, 0),
+                "height": extent.reshape(-1, 2)[:, 0].copy(),
+                "width": extent.reshape(-1, 2)[:, 1].copy(),
+                "relative": _column(relative, count, np.uint8, 0),
+                "image_class": _column(image_class, count, np.int32, -1),
+                "start": _column(None if offsets is None else np.asarray(offsets)[:-1], count, np.int64, 0),
+                "end": _column(None if offsets is None else np.asarray(offsets)[1:], count, np.int64, 0),
+            }
+        )
+        boxes = pa.RecordBatch.from_pydict(
+            {
+                "xyxy": pa.FixedSizeListArray.from_arrays(pa.array(corners.reshape(-1)), 4),
+                "label": _column(labels, len(corners), np.int32, 0),
+                "area": _column(area, len(corners), np.float64, 0),
+                "ignore": _column(ignore, len(corners), np.uint8, 0),
+                **({} if scores is None else {"score": _column(scores, len(corners), np.float64, 1)}),
+            }
+        )
+        meta = {
+            "class_names": list(class_names),
+            "roots": [str(root) for root in roots],
+            "description": description,
+            "counts": dict(counts or {}),
+            "declared": declared,
+            "annotated": annotated,
+        }
+        return cls._write(images, boxes, meta, folder)
+
+    @classmethod
+    def _write(cls, images: pa.RecordBatch, boxes: pa.RecordBatch, meta: dict[str, Any], folder: Path | None) -> Self:
+        if folder is None:
+            content = hashlib.sha256(json.dumps(meta).encode())
+            for batch in (images, boxes):
+                for column in batch.columns:
+                    for buffer in filter(None, column.buffers()):
+                        content.update(buffer)
+            folder = cache_folder() / cache_key("content", content.hexdigest())
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "meta.json").unlink(missing_ok=True)
+        for name, batch in (("images", images), ("boxes", boxes)):
+            with atomic(folder / f"{name}.arrow") as path, pa.OSFile(str(path), "wb") as sink:
+                with pa.ipc.new_file(sink, batch.schema) as writer:
+                    writer.write_batch(batch)
+        index = cls(folder)
+        index._meta = meta
+        write_json(folder / "meta.json", {**meta, "fingerprint": index._hash()})
+        return cls(folder)
+
+    @staticmethod
+    def cached(folder: Path) -> bool:
+        """Whether `folder` holds a complete index (meta.json is written last)."""
+        return (folder / "meta.json").is_file()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder, "_rows": self._rows, "_classes": self._classes}
+
+    @cached_property
+    def _meta(self) -> dict[str, Any]:
+        meta: dict[str, Any] = read_json(self.folder / "meta.json")
+        return meta
+
+    @cached_property
+    def _images(self) -> dict[str, Any]:
+        batch = _mapped(self.folder / "images.arrow")
+        return {"path": batch.column("path"), **{name: _numpy(batch, name) for name in batch.schema.names[1:]}}
+
+    @cached_property
+    def _boxes(self) -> dict[str, NDArray[Any]]:
+        batch = _mapped(self.folder / "boxes.arrow")
+        flat = batch.column("xyxy").flatten().to_numpy(zero_copy_only=True)
+        return {"xyxy": flat.reshape(-1, 4), **{name: _numpy(batch, name) for name in batch.schema.names[1:]}}
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names by label."""
+        return self._classes[0] if self._classes else tuple(self._meta["class_names"])
+
+    @cached_property
+    def description(self) -> str:
+        """What it is, in one line: "COCO json train.json: 205 images, 2 300 boxes, 3 classes; images in ../images"."""
+        what, _, where = self._meta["description"].partition("; ")
+        amounts = [f"{len(self):_} images".replace("_", " ")]
+        if self.annotated:
+            amounts += [f"{self.num_boxes:_} boxes".replace("_", " "), f"{len(self.class_names)} classes"]
+        return f"{what}: {', '.join(amounts)}{'; ' if where else ''}{where}"
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What reading mended, dropped or marked, of the whole source."""
+        return dict(self._meta["counts"])
+
+    @property
+    def declared(self) -> bool:
+        """Whether the source lists its classes, or they were collected from its boxes."""
+        return bool(self._meta["declared"])
+
+    @property
+    def annotated(self) -> bool:
+        """Whether a person said what is in the images."""
+        return bool(self._meta["annotated"])
+
+    @cached_property
+    def roots(self) -> tuple[Path, ...]:
+        """Folders that image paths are relative to."""
+        return tuple(Path(root) for root in self._meta["roots"])
+
+    @cached_property
+    def rows(self) -> IntArray:
+        """(n,) rows in the files."""
+        return np.arange(len(self._images["root"])) if self._rows is None else self._rows
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hex digest of relative paths, sizes, classes and boxes of the rows; never absolute paths or times."""
+        if self._rows is None and self._classes is None:
+            return str(self._meta["fingerprint"])
+        return self._hash()
+
+    @cached_property
+    def num_boxes(self) -> int:
+        """Boxes of the selected rows, ignored ones included."""
+        if self._rows is None and self._classes is None:
+            return len(self._boxes["label"])
+        return sum(len(self.box_columns(chunk)) for chunk in self._chunks())
+
+    def __len__(self) -> int:
+        return len(self._images["root"]) if self._rows is None else len(self._rows)
+
+    def _stored(self, row: int) -> int:
+        return int(row if self._rows is None else self._rows[row])
+
+    def relative_path(self, row: int) -> str:
+        """Path of an image below its root, as the source writes it."""
+        return str(self._images["path"][self._stored(row)].as_py())
+
+    def relative_paths(self, rows: NDArray[Any] | None = None) -> pa.Array:
+        """(n,) Arrow strings, see `relative_path`."""
+        return self._images["path"].take(pa.array(self._select(rows)))
+
+    def path(self, row: int) -> Path:
+        """Path of an image file."""
+        stored = self._stored(row)
+        root: Path = self.roots[self._images["root"][stored]]
+        return root / str(self._images["path"][stored].as_py())
+
+    def size(self, row: int) -> tuple[int, int]:
+        """Annotated (height, width); (0, 0) where unknown."""
+        stored = self._stored(row)
+        return int(self._images["height"][stored]), int(self._images["width"][stored])
+
+    def sizes(self) -> NDArray[np.int32]:
+        """(n, 2) annotated (height, width)."""
+        return np.stack([self._images["height"][self.rows], self._images["width"][self.rows]], axis=1)
+
+    def image_class(self, row: int) -> int:
+        """Class of the whole image, -1 for none."""
+        return int(self._images["image_class"][self._stored(row)])
+
+    def image_classes(self) -> NDArray[np.int32]:
+        """(n,) classes of the whole images, -1 for none."""
+        classes: NDArray[np.int32] = self._images["image_class"][self.rows]
+        return classes
+
+    def boxes(self, row: int) -> Boxes:
+        """Boxes of an image in pixels; the image's header is read where the source gives fractions and no size.
+
+        Raises:
+            InputError: that header cannot be read.
+        """
+        stored = self._stored(row)
+        part = slice(int(self._images["start"][stored]), int(self._images["end"][stored]))
+        columns = {name: column[part] for name, column in self._boxes.items()}
+        xyxy, area = columns["xyxy"], columns["area"]
+        if self._images["relative"][stored] and len(xyxy):
+            height, width = header_size(self.path(row), int(self._images["relative"][stored]))
+            xyxy, area = xyxy * (width, height, width, height), area * (height * width)
+        boxes = Boxes.build(xyxy, columns["label"], columns.get("score"), area, columns["ignore"])
+        if self._classes is None:
+            return boxes
+        labels = self._classes[1][boxes.labels]
+        return Boxes(boxes.xyxy, labels, boxes.scores, boxes.area, boxes.ignore).select(labels >= 0)
+
+    def box_columns(self, rows: NDArray[Any] | None = None) -> BoxColumns:
+        """Boxes of `rows` (all when None) as flat columns."""
+        stored = self._select(rows)
+        counts = self._images["end"][stored] - self._images["start"][stored]
+        images = np.repeat(np.arange(len(stored)) if rows is None else np.asarray(rows, np.int64), counts)
+        firsts = np.cumsum(counts) - counts
+        at = np.repeat(self._images["start"][stored] - firsts, counts) + np.arange(len(images))
+        labels = self._boxes["label"][at].astype(np.int64)
+        if self._classes is not None:
+            labels = self._classes[1][labels]
+            shown = labels >= 0
+            images, at, labels, counts = images[shown], at[shown], labels[shown], None
+        scores = self._boxes["score"][at] if "score" in self._boxes else np.ones(len(at))
+        relative = self._images["relative"][self._select(images)].astype(bool)
+        xyxy, area, ignore = (self._boxes[name][at] for name in ("xyxy", "area", "ignore"))
+        return BoxColumns(images, xyxy, labels, area, ignore, scores, relative)
+
+    def labels_per_image(self) -> tuple[IntArray, IntArray]:
+        """(n + 1,) offsets and (m,) labels: those of image i are `labels[offsets[i] : offsets[i + 1]]`."""
+        columns = self.box_columns()
+        counts = np.bincount(columns.images, minlength=len(self))
+        return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), columns.labels
+
+    def select(self, rows: NDArray[Any]) -> Self:
+        """A view of chosen rows (numbers or a boolean mask (n,)), in that order."""
+        return type(self)(self.folder, self.rows[rows], self._classes)
+
+    def with_classes(self, class_names: Sequence[str]) -> Self:
+        """A view with these class names, matched by name; boxes of other classes are left out."""
+        if tuple(class_names) == self.class_names:
+            return self
+        place = {name: number for number, name in enumerate(class_names)}
+        stored = self._meta["class_names"]
+        return type(self)(
+            self.folder, self._rows, (tuple(class_names), np.array([place.get(name, -1) for name in stored], np.int64))
+        )
+
+    def with_boxes(
+        self,
+        offsets: ArrayLike,
+        xyxy: ArrayLike,
+        labels: ArrayLike,
+        *,
+        class_names: Sequence[str],
+        scores: ArrayLike | None = None,
+        area: ArrayLike | None = None,
+        ignore: ArrayLike | None = None,
+        sizes: ArrayLike | None = None,
+        description: str = "",
+        folder: Path | None = None,
+    ) -> Self:
+        """The same images with other boxes in pixels (predictions, corrections); arguments as in `build`."""
+        return self.build(
+            roots=self.roots,
+            paths=self.relative_paths(),
+            root_of=self._images["root"][self.rows],
+            class_names=class_names,
+            sizes=self.sizes() if sizes is None else sizes,
+            offsets=offsets,
+            xyxy=xyxy,
+            labels=labels,
+            area=area,
+            ignore=ignore,
+            scores=scores,
+            description=description,
+            folder=folder,
+        )
+
+    def _select(self, rows: NDArray[Any] | None) -> IntArray:
+        return self.rows if rows is None else self.rows[rows]
+
+    def _chunks(self) -> Iterator[IntArray]:
+        for first in range(0, len(self), CHUNK):
+            yield np.arange(first, min(first + CHUNK, len(self)))
+
+    def _hash(self) -> str:
+        """Content hash in chunks; one hash a column, so that it does not depend on the size of the chunks."""
+        parts = [hashlib.sha256() for _ in range(9)]
+        for chunk in self._chunks():
+            stored, boxes = self._select(chunk), self.box_columns(chunk)
+            paths = "\n".join([*self.relative_paths(chunk).to_pylist(), ""])
+            columns = (
+                np.frombuffer(paths.encode("utf-8", "surrogateescape"), np.uint8),
+                *(self._images[name][stored] for name in ("height", "width", "image_class")),
+                np.bincount(boxes.images - chunk[0], minlength=len(chunk)),
+                *(boxes.xyxy, boxes.labels, boxes.area, np.stack([boxes.ignore, boxes.scores], axis=1)),
+            )
+            for digest, column in zip(parts, columns, strict=True):
+                digest.update(np.ascontiguousarray(column).tobytes())
+        names = json.dumps(self.class_names).encode()
+        return hashlib.sha256(names + b"".join(part.digest() for part in parts)).hexdigest()
+
+
+def join(indexes: Sequence[Index]) -> Index:
+    """One index of several, joined by class name: names of the first, then new ones of the others.
+
+    Raises:
+        ValueError: no index at all.
+    """
+    if len(indexes) == 1:
+        return indexes[0]
+    names = tuple(dict.fromkeys(name for index in indexes for name in index.class_names))
+    views = [index.with_classes(names) for index in indexes]
+    columns = [view.box_columns() for view in views]
+    counts = [np.diff(view.labels_per_image()[0]) for view in views]
+    roots = list(dict.fromkeys(root for view in views for root in view.roots))
+    stored = {name: np.concatenate([view._images[name][view.rows] for view in views]) for name in PER_IMAGE}
+    return Index.build(
+        roots=roots,
+        paths=pa.concat_arrays([view.relative_paths() for view in views]),
+        root_of=np.concatenate([_roots_in(view, roots) for view in views]),
+        class_names=names,
+        sizes=np.stack([stored["height"], stored["width"]], axis=1),
+        offsets=np.concatenate([[0], np.cumsum(np.concatenate(counts))]),
+        xyxy=np.concatenate([part.xyxy for part in columns]),
+        labels=np.concatenate([part.labels for part in columns]),
+        area=np.concatenate([part.area for part in columns]),
+        ignore=np.concatenate([part.ignore for part in columns]),
+        scores=np.concatenate([part.scores for part in columns]),
+        relative=stored["relative"],
+        image_class=stored["image_class"],
+        description=" + ".join(dict.fromkeys(view._meta["description"].replace("; ", ", ") for view in views)),
+        counts=sum((Counter(view.counts) for view in views), Counter[str]()),
+        declared=all(view.declared for view in views),
+        annotated=all(view.annotated for view in views),
+    )
+
+
+PER_IMAGE = ("height", "width", "relative", "image_class")
+
+
+def _roots_in(view: Index, roots: Sequence[Path]) -> NDArray[Any]:
+    """(n,) place of each image's root in `roots`."""
+    places: NDArray[Any] = np.array([roots.index(root) for root in view.roots])[view._images["root"][view.rows]]
+    return places
+
+
+def _column(values: ArrayLike | None, count: int, dtype: type, default: int) -> pa.Array:
+    filled: NDArray[Any] = np.full(count, default, dtype) if values is None else np.ascontiguousarray(values, dtype)
+    return pa.array(filled.reshape(count))
+
+
+def _mapped(path: Path) -> pa.RecordBatch:
+    try:
+        with pa.memory_map(str(path)) as source:
+            return pa.ipc.open_file(source).get_batch(0)
+    except (FileNotFoundError, pa.ArrowInvalid):
+        raise InputError(f"{path}: a cached index is missing or damaged. Delete {path.parent} and run again.") from None
+
+
+def _numpy(batch: pa.RecordBatch, name: str) -> NDArray[Any]:
+    column: NDArray[Any] = batch.column(name).to_numpy(zero_copy_only=True)
+    return column
+
+
+def header_size(path: Path, fractions: int) -> tuple[int, int]:
+    """(height, width) that fractions of an image refer to, from its header (`InputError` where there is none)."""
+    info = probe(path)
+    return info.stored_size if fractions == FRACTIONS_STORED else info.shown_size

@@ -1,0 +1,231 @@
+"""Which format a file or folder has, and which splits it offers. Said out loud by whoever opens it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from tutelage.data.readers import openimages, voc, yolo
+from tutelage.data.readers.coco import foreign_json
+from tutelage.data.readers.source import SPLITS, Source, files_below, is_image_name, read_text, refuse, split_named
+from tutelage.types import InputError
+
+HEAD = 1 << 20  # bytes of a json that tell what it is
+
+
+def detect_format(source: str | Path, unlabeled: bool = False) -> str:
+    """The format of a file or folder: a key of `READERS`.
+
+    Raises:
+        InputError: it does not exist, or is in no supported format; the message names what it is.
+    """
+    return next(iter(locate(source, unlabeled).values())).format
+
+
+def locate(source: str | Path, unlabeled: bool = False) -> dict[str, Source]:
+    """The readable data sets at a path by split (train, val, test), or one under "" where there are no splits.
+
+    Raises:
+        InputError: see `detect_format`.
+    """
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise InputError(
+            f"{path}: does not exist. Check the path; supported are files and folders of any known format."
+        )
+    path = path.resolve()
+    if path.is_file():
+        return _locate_file(path, unlabeled)
+    if not (found := _locate_folder(path)):
+        found = _without_annotations(path, unlabeled)
+    return found
+
+
+def _locate_file(path: Path, unlabeled: bool) -> dict[str, Source]:
+    suffix = path.suffix.lower()
+    if suffix == ".json":
+        return {"": _json_source(path)}
+    if suffix in (".yaml", ".yml"):
+        if found := yolo.sources_of_yaml(path):
+            return found
+        raise refuse(path, "YAML without names and train, val or test")
+    if suffix == ".csv":
+        if told := openimages.foreign_csv(path):
+            raise refuse(path, told)
+        return {"": Source("openimages", path, split_named(path.stem))}
+    if suffix == ".xml":
+        if told := voc.foreign_xml(voc.parse_xml(path)):
+            raise refuse(path, told)
+        return {"": Source("voc", path)}
+    if suffix == ".data":
+        return yolo.sources_of_folder(path.parent)
+    if suffix in (".tfrecord", ".tfrecords", ".record"):
+        raise refuse(path, "a TFRecord")
+    if suffix == ".txt" or yolo.is_path_list(path):
+        return {"": _text_source(path, unlabeled)}
+    what = "a single image" if is_image_name(path.name) else f"a file with the suffix {suffix or 'none'}"
+    raise refuse(path, what, "Give the annotation file, or the folder.")
+
+
+def _json_source(path: Path) -> Source:
+    with path.open("rb") as file:
+        head = file.read(HEAD).decode("utf-8", "replace").lstrip("\ufeff \t\r\n")
+    if head.startswith("["):
+        raise refuse(path, foreign_json([_first_element(head)]))
+    return Source("coco", path, split_named(path.stem) or split_named(path.parent.name))
+
+
+def _first_element(head: str) -> object:
+    """The first element of a JSON list, or nothing if it is longer than the head."""
+    try:
+        return json.JSONDecoder().raw_decode(head[1:].lstrip())[0]
+    except json.JSONDecodeError:
+        return None
+
+
+def _text_source(path: Path, unlabeled: bool) -> Source:
+    if path.parent.parent.name == "ImageSets":
+        return Source("voc", path.parents[2], split_named(path.stem), listed=path)
+    if unlabeled:
+        return Source("list", path)
+    if yolo.is_path_list(path):
+        return Source("yolo", path, split_named(path.stem), (path,))
+    words = read_text(path).split(None, 6)[:6]
+    what = "one YOLO label file" if len(words) >= 5 and words[1].replace(".", "").isdigit() else "a text file"
+    raise refuse(path, what, "Give the folder of labels, its data.yaml, or a text file of image paths.")
+
+
+def _locate_folder(path: Path) -> dict[str, Source]:
+    """A data set of any format in a folder; empty when there is none."""
+    return (
+        _yaml_in(path)
+        or _voc_in(path)
+        or _coco_in(path)
+        or _openimages_in(path)
+        or yolo.sources_of_folder(path)
+        or _splits_below(path)
+    )
+
+
+def _yaml_in(path: Path) -> dict[str, Source]:
+    found = [sources for file in sorted(path.glob("*.y*ml")) if (sources := yolo.sources_of_yaml(file))]
+    if len(found) > 1:
+        names = ", ".join(str(next(iter(sources.values())).path.name) for sources in found)
+        raise InputError(f"{path}: several data files ({names}). Give the one that is meant.")
+    return found[0] if found else {}
+
+
+def _voc_in(path: Path) -> dict[str, Source]:
+    years = sorted(path.glob("VOC[0-9]*/Annotations"))
+    if len(years) == 1:
+        return _voc_in(years[0].parent)
+    if years:
+        names = ", ".join(year.parent.name for year in years)
+        raise InputError(f"{path}: several years ({names}). Give the one that is meant, or each of them.")
+    folder = voc.xml_folder(path)
+    files = files_below(folder, ".xml") if folder != path else sorted(file.name for file in path.glob("*.xml"))
+    if not files or voc.foreign_xml(voc.parse_xml(folder / files[0])):
+        return {}
+    lists = {file.stem: file for file in sorted(path.glob("ImageSets/Main/*.txt"))}
+    found = {name: lists[name] for name in ("train", "val", "test") if name in lists}
+    if "train" not in found and "trainval" in lists:
+        found["train"] = lists["trainval"]
+    if "train" not in found:
+        return {"": Source("voc", path)}
+    return {split: Source("voc", path, split, listed=file) for split, file in found.items()}
+
+
+def _coco_in(path: Path) -> dict[str, Source]:
+    files = [file for folder in (path, path / "annotations") for file in sorted(folder.glob("*.[jJ][sS][oO][nN]"))]
+    files = [file for file in files if _is_coco(file)]
+    plain = [file for file in files if re.fullmatch(r"instances_[a-z]+\d*", file.stem)]
+    files = plain or files
+    splits = {split_named(file.stem) or split_named(path.name): file for file in files}
+    if len(splits) < len(files):
+        names = ", ".join(file.name for file in files)
+        raise InputError(f"{path}: several annotation files ({names}). Give the one that is meant.")
+    if len(files) == 1:
+        return {"": Source("coco", files[0], next(iter(splits)))}
+    return {split: Source("coco", file, split) for split, file in splits.items()}
+
+
+def _is_coco(path: Path) -> bool:
+    """Whether the head of a file shows a key of COCO at the top (large files are not parsed for that)."""
+    with path.open("rb") as file:
+        head = file.read(HEAD).decode("utf-8", "replace").lstrip("\ufeff \t\r\n")
+    return head.startswith("{") and bool(re.search(r'"(images|annotations|categories)"\s*:\s*\[', head))
+
+
+def _openimages_in(path: Path) -> dict[str, Source]:
+    files = [file for folder in (path, path / "annotations") for file in sorted(folder.glob("*.csv"))]
+    files = [file for file in files if not openimages.foreign_csv(file)]
+    if len(files) == 1:
+        return {"": Source("openimages", files[0], split_named(files[0].stem))}
+    return {split_named(file.stem): Source("openimages", file, split_named(file.stem)) for file in files}
+
+
+def _splits_below(path: Path) -> dict[str, Source]:
+    """Folders train, valid and test that are data sets themselves (Roboflow exports)."""
+    found: dict[str, Source] = {}
+    for folder in sorted(entry for entry in path.iterdir() if entry.is_dir() and entry.name.lower() in SPLITS):
+        sources = _locate_folder(folder)
+        if len(sources) == 1:
+            source = next(iter(sources.values()))
+            source = yolo.with_names(source, path) if source.format == "yolo" else source
+            found.setdefault(SPLITS[folder.name.lower()], source)
+    return found
+
+
+def _without_annotations(path: Path, unlabeled: bool) -> dict[str, Source]:
+    if unlabeled:
+        return {"": Source("folder", path)}
+    splits = [entry for entry in sorted(path.iterdir()) if entry.is_dir() and entry.name.lower() in SPLITS]
+    if any(_holds_class_folders(entry) for entry in splits):
+        return {SPLITS[entry.name.lower()]: Source("class-folders", entry, entry.name) for entry in splits}
+    foreign = _foreign_in(path)
+    if not foreign and _holds_class_folders(path):
+        return {"": Source("class-folders", path)}
+    raise refuse(path, foreign or "no annotations", "Give the annotation file, or convert it to one of these.")
+
+
+def _holds_class_folders(path: Path) -> bool:
+    """Whether pictures lie in sub-folders, and none beside them."""
+    entries = sorted(path.iterdir())
+    if any(entry.is_file() and is_image_name(entry.name) for entry in entries):
+        return False
+    folders = [entry for entry in entries if entry.is_dir()]
+    return any(any(is_image_name(file.name) for file in folder.iterdir() if file.is_file()) for folder in folders)
+
+
+def _foreign_in(path: Path) -> str:
+    """The format of the first annotation file of a tree that has a name."""
+    for suffix, tell in (
+        (".xml", lambda file: voc.foreign_xml(voc.parse_xml(file))),
+        (".json", _foreign_json_file),
+        (".csv", openimages.foreign_csv),
+        (".tfrecord", lambda file: "a TFRecord"),
+        (".txt", _foreign_text),
+    ):
+        for name in files_below(path, suffix)[:20]:
+            if found := tell(path / name):
+                return f"{found} ({name})"
+    return ""
+
+
+def _foreign_json_file(path: Path) -> str:
+    with path.open("rb") as file:
+        head = file.read(HEAD).decode("utf-8", "replace").lstrip("\ufeff \t\r\n")
+    if head.startswith("["):
+        return foreign_json([_first_element(head)])
+    try:
+        return foreign_json(json.loads(head))
+    except json.JSONDecodeError:
+        return ""
+
+
+def _foreign_text(path: Path) -> str:
+    words = next((line.split() for line in read_text(path).splitlines() if line.strip()), [])
+    if len(words) in (15, 16) and not words[0][0].isdigit():
+        return "KITTI labels"
+    return "DOTA labels (oriented boxes)" if len(words) == 10 and not words[8][0].isdigit() else ""

@@ -1,0 +1,347 @@
+"""From a reader's columns to a cached `Index`: image files found, sizes and boxes checked, everything counted."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tutelage.config import DataConfig
+from tutelage.data.images import is_image
+from tutelage.data.index import (
+    FRACTIONS_SHOWN,
+    FRACTIONS_STORED,
+    PIXELS,
+    Index,
+    cache_folder,
+    cache_key,
+    header_size,
+    join,
+)
+from tutelage.data.readers.coco import read_coco
+from tutelage.data.readers.folders import read_class_folders, read_folder, read_list
+from tutelage.data.readers.locate import locate
+from tutelage.data.readers.openimages import read_openimages
+from tutelage.data.readers.source import Columns, Source, first_five, is_image_name, walk_files
+from tutelage.data.readers.voc import read_voc
+from tutelage.data.readers.yolo import label_folder, read_yolo
+from tutelage.types import InputError
+
+READERS: dict[str, Callable[[Source, bool], Columns]] = {
+    "coco": read_coco,
+    "voc": read_voc,
+    "yolo": read_yolo,
+    "openimages": read_openimages,
+    "class-folders": read_class_folders,
+    "folder": read_folder,
+    "list": read_list,
+}
+SLACK = 1.0  # pixels that a box may reach beyond its image: rounding of the tools
+RELATIVE_SLACK = 0.005  # the same in fractions, where no size is known
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An index and the image files beside it that the source does not mention."""
+
+    index: Index
+    unlisted: Index | None
+
+
+def open_index(
+    source: str | Path,
+    data: DataConfig,
+    *,
+    images: str = "",
+    unlabeled: bool = False,
+    annotations_only: bool = False,
+    split: str = "train",
+) -> Index:
+    """The index of one source, read or from the cache.
+
+    Args:
+        source: annotation file, folder or list, see docs/formats.md.
+        data: what to do with bad boxes and unlisted files.
+        images: folder that image paths are relative to; found when empty.
+        unlabeled: a pool: any folder of images or list of paths will do; its boxes are hidden labels.
+        annotations_only: without the images; then no file is looked for, and fractions stay fractions.
+        split: which split, where the source has several.
+
+    Raises:
+        InputError: not readable, missing images, bad boxes, unlisted files.
+    """
+    opened = open_source(
+        choose_split(source, split, unlabeled),
+        data,
+        images=images,
+        unlabeled=unlabeled,
+        annotations_only=annotations_only,
+    )
+    if opened.unlisted is None or unlabeled:
+        return opened.index
+    if data.unlisted == "error":
+        raise unlisted_error(opened)
+    return join([opened.index, opened.unlisted]) if data.unlisted == "negative" else opened.index
+
+
+def choose_split(source: str | Path, split: str, unlabeled: bool = False) -> Source:
+    """The wanted split of a source, or the only one it has.
+
+    Raises:
+        InputError: it has several, and not this one.
+    """
+    found = locate(source, unlabeled)
+    if split in found:
+        return found[split]
+    if len(found) == 1:
+        return next(iter(found.values()))
+    raise InputError(
+        f"{source}: has no split {split!r}; it has {', '.join(sorted(found))}. Give the file of one split."
+    )
+
+
+def unlisted_error(opened: Opened) -> InputError:
+    """The error for image files without an entry."""
+    assert opened.unlisted is not None
+    names = [opened.unlisted.relative_path(row) for row in range(min(6, len(opened.unlisted)))]
+    return InputError(
+        f"{opened.index.description}: {len(opened.unlisted)} image files beside the listed ones have no entry (first: "
+        f"{first_five(names[:5])}); every image must be listed. Set data.unlisted=negative if they hold no object, "
+        "data.unlisted=pool if nobody labeled them."
+    )
+
+
+def open_source(source: Source, data: DataConfig, *, images: str, unlabeled: bool, annotations_only: bool) -> Opened:
+    """A source's index and its unlisted files, from the cache where source and options are unchanged."""
+    options = (data.bad_boxes, data.boxes_in, images and Path(images).resolve(), unlabeled, annotations_only)
+    folder = cache_folder() / cache_key(*_identity(source), *options)
+    if not Index.cached(folder):
+        _write(source, data, images, unlabeled, annotations_only, folder)
+    index = Index(folder)
+    beside = folder.with_name(f"{folder.name}-unlisted")
+    return Opened(index, Index(beside) if Index.cached(beside) else None)
+
+
+def _identity(source: Source) -> list[object]:
+    """What the content of a source depends on: its files with sizes and times (folders of images: their names)."""
+    digest = hashlib.sha256()
+    for path in _inputs(source):
+        state = path.stat()
+        digest.update(f"{path}\0{state.st_size}\0{state.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+    if source.format in ("folder", "class-folders"):
+        for below, entries in walk_files(source.path):
+            listing = "\n".join([below, *(entry.name for entry in entries)])
+            digest.update(listing.encode("utf-8", "surrogateescape"))
+    return [
+        source.format,
+        source.path,
+        source.split,
+        source.images,
+        source.listed,
+        source.class_names,
+        digest.hexdigest(),
+    ]
+
+
+def _inputs(source: Source) -> list[Path]:
+    folder = source.path.parent if source.path.is_file() else source.path
+    files = [path for path in (source.path, source.listed) if path and path.is_file()]
+    if source.format == "openimages":
+        files += sorted(folder.glob("*class-descriptions*.csv"))
+    trees = [source.path] if source.format == "voc" and source.path.is_dir() else []
+    if source.format == "yolo":
+        files += [place for place in source.images if place.is_file()]
+        places = [place if place.is_dir() else place.parent for place in source.images]
+        trees = [tree for place in places for tree in {place, label_folder(place)} if tree.is_dir()]
+        files += [file for tree in trees for file in sorted(tree.parent.glob("*.*s*")) if file.is_file()]
+    for tree in trees:
+        for _, entries in walk_files(tree):
+            files += [Path(entry.path) for entry in entries]
+    return files
+
+
+def _write(
+    source: Source, data: DataConfig, images: str, unlabeled: bool, annotations_only: bool, folder: Path
+) -> None:
+    columns = READERS[source.format](source, unlabeled)
+    if images and source.format in ("coco", "voc", "openimages"):
+        columns.roots = [Path(images).expanduser().resolve()]
+    root, unlisted = _assumed_root(columns, source), list[str]()
+    if not annotations_only:
+        root, unlisted = _find_images(columns, source)
+    if unlabeled and not columns.annotated and not annotations_only:
+        _require_a_picture(root, columns)
+    if columns.relative and not annotations_only and not unlabeled:
+        _scale(columns, root, _unit(data))
+    keep = _check_boxes(columns, data)
+    place = "without images" if annotations_only else f"images in {_shown(root, source)}"
+    if unlisted:
+        Index.build(
+            roots=[root],
+            paths=unlisted,
+            class_names=columns.class_names,
+            description=f"images unlisted by {columns.where}; {place}",
+            folder=folder.with_name(f"{folder.name}-unlisted"),
+        )
+    unit = _unit(data) if columns.relative else PIXELS
+    _index(columns, keep, root, unit, f"{columns.what} {columns.where}; {place}", folder)
+
+
+def _index(columns: Columns, keep: NDArray[np.bool_], root: Path, unit: int, description: str, folder: Path) -> Index:
+    order = np.flatnonzero(keep)
+    order = order[np.argsort(columns.image_of[order], kind="stable")]
+    per_image = np.bincount(columns.image_of[order], minlength=len(columns.paths))
+    return Index.build(
+        roots=[root],
+        paths=columns.paths,
+        class_names=columns.class_names,
+        sizes=columns.sizes,
+        offsets=np.concatenate([[0], np.cumsum(per_image)]),
+        xyxy=columns.xyxy[order],
+        labels=columns.labels[order],
+        area=None if columns.area is None else columns.area[order],
+        ignore=None if columns.ignore is None else columns.ignore[order],
+        relative=np.full(len(columns.paths), unit),
+        image_class=columns.image_class,
+        description=description,
+        counts=+columns.counts,
+        declared=columns.declared,
+        annotated=columns.annotated,
+        folder=folder,
+    )
+
+
+def _shown(root: Path, source: Source) -> str:
+    base = source.path if source.path.is_dir() else source.path.parent
+    relative = os.path.relpath(root, base)
+    return relative if relative.count("..") < 3 else str(root)
+
+
+def _assumed_root(columns: Columns, source: Source) -> Path:
+    return (columns.roots or [source.path.parent])[0]
+
+
+def _find_images(columns: Columns, source: Source) -> tuple[Path, list[str]]:
+    """The image root and the unlisted files below it; all listed files must exist."""
+    folders = list(dict.fromkeys(columns.roots))
+    hits = [sum((root / name).is_file() for name in columns.paths[:10]) for root in folders]
+    if not columns.paths:
+        raise InputError(f"{source.path}: lists no images. Give a source with images.")
+    if not any(hits):
+        tried = ", ".join(_shown(root, source) for root in folders)
+        raise InputError(
+            f"{source.path}: none of the first {min(10, len(columns.paths))} images is where it should be (tried "
+            f"{tried}; first: {first_five(columns.paths[:5])}). Name the folder with data.images, or give "
+            "annotations only (check --annotations-only)."
+        )
+    root = folders[int(np.argmax(hits))]
+    beside = _listings(root, columns.paths)
+    missing = [name for name in columns.paths if os.path.basename(name) not in beside[os.path.dirname(name)]]
+    if missing:
+        raise InputError(
+            f"{source.path}: {len(missing)} of {len(columns.paths)} images are missing in {root} (first: "
+            f"{first_five(missing[:5])}). Add the files, or remove their entries."
+        )
+    if columns.unlisted is not None:
+        return root, columns.unlisted
+    listed = set(columns.paths)
+    names = (os.path.join(folder, name) for folder, names in beside.items() for name in names if is_image_name(name))
+    return root, sorted(name for name in names if name not in listed)
+
+
+def _listings(root: Path, paths: list[str]) -> dict[str, set[str]]:
+    """Names in each folder that a listed image lies in: one listing is faster than asking for every file."""
+    found = {}
+    for folder in dict.fromkeys(map(os.path.dirname, paths)):
+        place = root / folder
+        found[folder] = {entry.name for entry in os.scandir(place)} if place.is_dir() else set()
+    return found
+
+
+def _require_a_picture(root: Path, columns: Columns) -> None:
+    """A pool without one readable image is an error; a sample spread over the listing decides."""
+    sample = columns.paths[:: max(1, len(columns.paths) // 64)]
+    if not any(is_image(root / name) for name in sample):
+        raise InputError(
+            f"{columns.where}: none of {len(sample)} files looked at (of {len(columns.paths)}) is an image. Give a "
+            "folder of images."
+        )
+
+
+def _unit(data: DataConfig) -> int:
+    return FRACTIONS_STORED if data.boxes_in == "stored" else FRACTIONS_SHOWN
+
+
+def _scale(columns: Columns, root: Path, unit: int) -> None:
+    """Fractions become pixels, by the sizes in the image headers."""
+    columns.sizes = np.array([header_size(root / name, unit) for name in columns.paths], np.int64).reshape(-1, 2)
+    height, width = columns.sizes[columns.image_of].T
+    columns.xyxy = columns.xyxy * np.stack([width, height, width, height], axis=1)
+    columns.relative = False
+
+
+def _check_boxes(columns: Columns, data: DataConfig) -> NDArray[np.bool_]:
+    """Which boxes stay; with `clip`, those that reach outside are cut in place.
+
+    Raises:
+        InputError: a bad box and data.bad_boxes=error.
+    """
+    xyxy, slack = columns.xyxy, RELATIVE_SLACK if columns.relative else SLACK
+    sizes = np.ones((len(columns.paths), 2)) if columns.relative else columns.sizes
+    extent = np.full((len(xyxy), 2), np.inf) if sizes is None else sizes[columns.image_of].astype(np.float64)
+    extent = np.where(extent > 0, extent, np.inf)[:, ::-1]  # (m, 2) width, height
+    infinite: NDArray[np.bool_] = ~np.isfinite(xyxy).all(axis=1)
+    empty = ~infinite & (xyxy[:, 2:] <= xyxy[:, :2]).any(axis=1)
+    outside = ~infinite & ~empty & ((xyxy[:, :2] >= extent) | (xyxy[:, 2:] <= 0)).any(axis=1)
+    rest = ~(infinite | empty | outside)
+    beyond: NDArray[np.bool_] = rest & ((xyxy[:, :2] < -slack) | (xyxy[:, 2:] > extent + slack)).any(axis=1)
+    bad: NDArray[np.bool_] = infinite | empty | outside | beyond
+    if data.bad_boxes == "error" and bad.any():
+        raise _bad_box(columns, int(np.flatnonzero(bad)[0]), int(bad.sum()), extent)
+    dropped: NDArray[np.bool_] = bad.copy() if data.bad_boxes == "drop" else bad & ~beyond
+    if data.bad_boxes == "clip":
+        _clip(columns, beyond, extent)
+        columns.counts += Counter({"boxes clipped": int(beyond.sum())})
+    for name, which in (("infinite", infinite), ("empty", empty), ("outside", outside), ("reaching outside", beyond)):
+        columns.counts += Counter({f"boxes dropped ({name})": int((which & dropped).sum())})
+    return ~dropped
+
+
+def _clip(columns: Columns, beyond: NDArray[np.bool_], extent: NDArray[np.float64]) -> None:
+    limits = np.concatenate([extent, extent], axis=1)[beyond]
+    before, after = columns.xyxy[beyond], np.clip(columns.xyxy[beyond], 0, limits)
+    columns.xyxy[beyond] = after
+    if columns.area is not None:
+        share = np.prod(after[:, 2:] - after[:, :2], axis=1) / np.prod(before[:, 2:] - before[:, :2], axis=1)
+        columns.area[beyond] *= share
+
+
+def _bad_box(columns: Columns, box: int, count: int, extent: NDArray[np.float64]) -> InputError:
+    x1, y1, x2, y2 = (float(value) for value in columns.xyxy[box])
+    width, height = extent[box]
+    if not np.isfinite(columns.xyxy[box]).all():
+        found = f"the box is [{x1}, {y1}, {x2}, {y2}]; it must be finite"
+    elif x2 <= x1:
+        found = f"box width is {x2 - x1:g}; it must be > 0"
+    elif y2 <= y1:
+        found = f"box height is {y2 - y1:g}; it must be > 0"
+    else:
+        unit = "" if columns.relative else " pixels"
+        found = f"the box [{x1:g}, {y1:g}, {x2:g}, {y2:g}] leaves its image of {width:g} x {height:g}{unit}"
+    name = columns.paths[columns.image_of[box]]
+    more = f" ({count} boxes of this source are bad)" if count > 1 else ""
+    return InputError(
+        f"{columns.where}: {columns.place(box)}, {name}: {found}{more}. Mend or remove it, or set data.bad_boxes=clip "
+        "(what can be cut is cut, the rest dropped) or data.bad_boxes=drop."
+    )
+
+
+def describe_counts(index: Index) -> str:
+    """What reading mended or dropped, in one line."""
+    return ", ".join(f"{name}: {count}" for name, count in index.counts.items())
