@@ -117,10 +117,22 @@ def test_figures_and_matches_equal_pycocotools(seed: int) -> None:
     assert_equal_figures(truth, predictions, NAMES)
 
 
-def test_more_than_a_hundred_detections_of_a_class_are_cut_alike() -> None:
-    truth, predictions = scene(np.random.default_rng(7), 3, per_image=40, extra=500)
-    assert max(np.bincount(boxes.labels).max() for boxes in predictions) > 110
-    assert_equal_figures(truth, predictions, NAMES)
+@pytest.mark.parametrize(("misses", "expected"), [(99, 1 / 100), (100, 0.0)])
+def test_only_the_surest_hundred_of_a_class_count(misses: int, expected: float) -> None:
+    box, other = [0, 0, 10, 10], [50, 50, 60, 60]
+    scores = np.linspace(1, 0.1, misses + 1)
+    truth, found = [Boxes.build([box], [0])], [Boxes.build([*[other] * misses, box], [0] * (misses + 1), scores)]
+    assert detection_metrics(truth, found, ("a",))["ap"] == pytest.approx(expected)
+    assert_equal_figures(truth, found, ("a",))
+
+
+@pytest.mark.parametrize(("second", "expected"), [([6, 0, 16, 10], 51 / 101), ([-2, 0, 8, 10], 1.0)])
+def test_of_equal_overlaps_the_later_box_is_taken(second: list[int], expected: float) -> None:
+    # The first detection lies between both boxes (IoU 2/3 each); the second reaches the later box, or the earlier one.
+    truth = [Boxes.build([[0, 0, 10, 10], [4, 0, 14, 10]], [0, 0])]
+    found = [Boxes.build([[2, 0, 12, 10], second], [0, 0], [0.9, 0.8])]
+    assert detection_metrics(truth, found, ("a",))["ap50"] == pytest.approx(expected)
+    assert_equal_figures(truth, found, ("a",))
 
 
 def test_boxes_on_the_edge_of_a_threshold_and_of_a_size_match_alike() -> None:

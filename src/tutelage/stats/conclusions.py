@@ -26,7 +26,10 @@ def covers(num_images: int, num_groups: int, num_seeds: int = 1) -> str:
     narrow = f"; from so few {'groups' if num_groups < num_images else 'images'} it comes out too narrow"
     few = narrow if num_groups < FEW_GROUPS else ""
     if num_seeds > 1:
-        return f"{drawn}, and the {num_seeds} seeds that control and student were trained with{few}"
+        return (
+            f"{drawn}, and the {num_seeds} seeds that control and student were trained with; their teacher was "
+            f"trained once{few}"
+        )
     return f"{drawn} only, not the training: two trainings that differ in nothing but the seed can differ by more{few}"
 
 
