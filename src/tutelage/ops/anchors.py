@@ -7,16 +7,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from tutelage.config import AnchorConfig
+
+class AnchorShape(Protocol):
+    """The anchors of one location (`AnchorConfig` is one)."""
+
+    @property
+    def size(self) -> float:
+        """Side of the base anchor in strides."""
+        ...
+
+    @property
+    def octaves(self) -> int:
+        """Scales a level: 2^(0/n) .. 2^((n-1)/n)."""
+        ...
+
+    @property
+    def aspect_ratios(self) -> tuple[float, ...]:
+        """Width over height."""
+        ...
 
 
-def num_anchors(config: AnchorConfig) -> int:
+def num_anchors(shape: AnchorShape) -> int:
     """Anchors at one location."""
-    return config.octaves * len(config.aspect_ratios)
+    return shape.octaves * len(shape.aspect_ratios)
 
 
 def level_sizes(canvas: tuple[int, int], levels: Sequence[int]) -> list[tuple[int, int]]:
@@ -25,29 +43,30 @@ def level_sizes(canvas: tuple[int, int], levels: Sequence[int]) -> list[tuple[in
     return [(-(-height // 2**level), -(-width // 2**level)) for level in levels]
 
 
-def make_anchors(canvas: tuple[int, int], levels: Sequence[int], config: AnchorConfig) -> Tensor:
+def make_anchors(canvas: tuple[int, int], levels: Sequence[int], shape: AnchorShape) -> Tensor:
     """Anchors (A, 4) float32 of a canvas (height, width): xyxy pixels, centered in their cells, not clipped."""
     sizes = level_sizes(canvas, levels)
-    return torch.cat([_level_anchors(size, 2**level, config) for size, level in zip(sizes, levels, strict=True)])
+    return torch.cat([_level_anchors(size, 2**level, shape) for size, level in zip(sizes, levels, strict=True)])
 
 
-def _level_anchors(size: tuple[int, int], stride: int, config: AnchorConfig) -> Tensor:
+def _level_anchors(size: tuple[int, int], stride: int, shape: AnchorShape) -> Tensor:
     height, width = size
     y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
     centers = torch.stack([x, y, x, y], dim=-1) * stride  # (height, width, 4)
-    return (centers[:, :, None] + _cell_anchors(stride, config)).reshape(-1, 4)
+    return (centers[:, :, None] + _cell_anchors(stride, shape)).reshape(-1, 4)
 
 
-def _cell_anchors(stride: int, config: AnchorConfig) -> Tensor:
+def _cell_anchors(stride: int, shape: AnchorShape) -> Tensor:
     """The anchors (octaves x ratios, 4) of one location, around the origin."""
-    octaves = 2.0 ** (torch.arange(config.octaves) / config.octaves)
-    ratios = torch.tensor(config.aspect_ratios)  # width over height
-    base = config.size * stride * octaves[:, None]
+    octaves = 2.0 ** (torch.arange(shape.octaves) / shape.octaves)
+    ratios = torch.tensor(shape.aspect_ratios)  # width over height
+    base = shape.size * stride * octaves[:, None]
     half = torch.stack([base * ratios.sqrt(), base / ratios.sqrt()], dim=-1).reshape(-1, 2) / 2
     return torch.cat([-half, half], dim=-1)
 
 
 @lru_cache(maxsize=16)
-def anchors_on(device: torch.device, canvas: tuple[int, int], levels: tuple[int, ...], config: AnchorConfig) -> Tensor:
+def anchors_on(device: torch.device, canvas: tuple[int, int], levels: tuple[int, ...], shape: AnchorShape) -> Tensor:
     """`make_anchors` on a device, made once for each canvas; shared, so never write to it."""
-    return make_anchors(canvas, levels, config).to(device)
+    with torch.inference_mode(False):  # also training will use them
+        return make_anchors(canvas, levels, shape).to(device)
