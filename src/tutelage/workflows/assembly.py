@@ -31,9 +31,9 @@ def open_model(
     """
     stage = given_model("teacher", Path(model))
     card: dict[str, Any] = read_json(stage.model_folder / "model.json")
-    base = resolve(recipe or {}, (), task=card["task"]).model_dump(mode="json") if recipe else {"task": card["task"]}
+    base = resolve(recipe, (), {}, task=card["task"]).model_dump(mode="json") if recipe else {"task": card["task"]}
     raw = {**base, "model": card["model"], "postprocess": card["postprocess"]}
-    return stage, resolve(raw, overrides, task=card["task"], device=device, devices=devices, **sources)
+    return stage, resolve(raw, overrides, sources, task=card["task"], device=device, devices=devices)
 
 
 def open_all(sources: tuple[str, ...], config: RunConfig) -> Index | None:

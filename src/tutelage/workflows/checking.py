@@ -46,8 +46,9 @@ def check(
     Raises:
         InputError: the data cannot be read, or must not be trained on as it is.
     """
-    sources = dict(labeled=labeled, unlabeled=unlabeled, val=val, test=test, labeled_list=labeled_list, images=images)
-    config = resolve("detection-small", overrides, seed=seed, **sources)
+    given = {"labeled": labeled, "unlabeled": unlabeled, "val": val, "test": test}
+    sources: dict[str, Paths] = {**given, "labeled_list": labeled_list, "images": images}
+    config = resolve("detection-small", overrides, sources, seed=seed)
     require_sources(config, "labeled")
     sets = open_sources(config.sources, config.data, seed=config.seed, annotations_only=annotations_only)
     report = check_sets(sets, config.data, seed=config.seed, annotations_only=annotations_only)

@@ -57,9 +57,9 @@ class Measurements:
             return None
         values = np.array(points, np.float64).reshape(2, len(ones))
         covers = stats.covers(len(self.groups), len(np.unique(self.groups)), len(ones))
-        resampled = [np.mean([self.resampled[name][metric] for name in names], axis=0) for names in (ones, others)]
-        mean_one, mean_other = values.mean(axis=1).tolist()
-        images = stats.paired_difference(*resampled, mean_one, mean_other, confidence, covers)
+        one, other = (np.mean([self.resampled[name][metric] for name in names], axis=0) for names in (ones, others))
+        point_one, point_other = values.mean(axis=1).tolist()
+        images = stats.paired_difference(one, other, point_one, point_other, confidence, covers)
         if len(ones) == 1:
             return images
         seeds = stats.t_interval((values[0] - values[1]).tolist(), confidence)
@@ -68,11 +68,14 @@ class Measurements:
     def class_differences(self, one: str, other: str, config: RunConfig) -> dict[str, Any]:
         """AP differences of two models by class, with intervals that hold all at once; None where undefined."""
         names = list(self.records[one]["metrics"]["per_class"])
-        points = [[self.records[model]["metrics"]["per_class"][name]["ap"] for name in names] for model in (one, other)]
+        points_one, points_other = (
+            [self.records[model]["metrics"]["per_class"][name]["ap"] for name in names] for model in (one, other)
+        )
         intervals = stats.simultaneous_differences(
             self.resampled[one]["class_ap"],
             self.resampled[other]["class_ap"],
-            *points,
+            points_one,
+            points_other,
             self._groups_with_truth(len(names)),
             config.eval.confidence,
             stats.covers(len(self.groups), len(np.unique(self.groups))),

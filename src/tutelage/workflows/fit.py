@@ -12,6 +12,7 @@ from tutelage.engine.runtime import Runtime, launch
 from tutelage.files import read_json, write_json, write_text
 from tutelage.report.page import write_report
 from tutelage.types import InputError
+from tutelage.workflows.assembly import build_task
 from tutelage.workflows.comparison import compare
 from tutelage.workflows.evaluation import evaluate_stage
 from tutelage.workflows.labeling import label_stage
@@ -19,7 +20,7 @@ from tutelage.workflows.options import Paths, require_sources, resolve
 from tutelage.workflows.plan import make_plan, plan_lines
 from tutelage.workflows.prepare import Prepared, prepare
 from tutelage.workflows.stages import Place, Stage, console, given_model, given_store, open_run, pin_data, provenance
-from tutelage.workflows.training import build_task, train_student, train_teacher
+from tutelage.workflows.training import train_student, train_teacher
 
 Graph = dict[str, Stage]
 
@@ -77,8 +78,9 @@ def fit(
         Interrupted: the run was stopped and can be continued.
     """
     out = Path(out)
-    sources = dict(labeled=labeled, unlabeled=unlabeled, val=val, test=test, labeled_list=labeled_list, images=images)
-    config = resolve(recipe, overrides, task=task, seed=seed, device=device, devices=devices, **sources)
+    given = {"labeled": labeled, "unlabeled": unlabeled, "val": val, "test": test}
+    sources: dict[str, Paths] = {**given, "labeled_list": labeled_list, "images": images}
+    config = resolve(recipe, overrides, sources, task=task, seed=seed, device=device, devices=devices)
     if not plan:
         config = open_run(out, config, overwrite=overwrite, resume=resume)
         if (out / "run.json").is_file():
@@ -87,14 +89,14 @@ def fit(
     prepared = prepare(config)
     _require_pool(prepared)
     console.print("\n".join(prepared.check.lines()))
-    given = _given(teacher, pseudo)
-    planned = launch(config.runtime, make_plan, config, prepared, given, out)
+    entering = _given(teacher, pseudo)
+    planned = launch(config.runtime, make_plan, config, prepared, entering, out)
     console.print("\n".join(plan_lines(planned, config.runtime.device)))
     if plan:
         return {}
     pin_data(out, prepared.fingerprints)
     place = Place(Path(stages) if stages else out / "stages")
-    graph = launch(config.runtime, run_graph, config, prepared, place, given)
+    graph = launch(config.runtime, run_graph, config, prepared, place, entering)
     return _conclude(out, config, prepared, graph)
 
 
@@ -181,7 +183,7 @@ def _conclude(out: Path, config: RunConfig, prepared: Prepared, graph: Graph) ->
     """Compares, keeps the recommended model, writes the report and, as the last file but it, the record."""
     record = {
         **compare(config, prepared, graph),
-        **provenance(config, graph["teacher"]),
+        **provenance(config),
         "stages": {name: str(_relative(stage.folder, out)) for name, stage in graph.items()},
         "seconds": {name: stage.record["seconds"] for name, stage in graph.items() if stage.finished},
     }

@@ -27,23 +27,23 @@ def default_recipe(task: str) -> str:
 def resolve(
     recipe: str | Path | Mapping[str, Any],
     overrides: Iterable[str],
+    sources: Mapping[str, Paths],
     *,
     task: str = "detection",
     seed: int | None = None,
     device: str = "",
     devices: int = 0,
-    **sources: Paths,
 ) -> RunConfig:
     """The config of a run.
 
     Args:
         recipe: name, file or plain data; empty takes the default of the task and device.
         overrides: `key=value`, stronger than all else.
+        sources: fields of the config's `sources`; empty ones keep the recipe's.
         task: what a label means.
         seed: replaces the recipe's.
         device: replaces the recipe's.
         devices: replaces the recipe's.
-        sources: fields of the config's `sources`; empty ones keep the recipe's.
     """
     given: dict[str, Any] = {
         name: str(value) if name in ("labeled_list", "images") else paths(value) for name, value in sources.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from tutelage.config import RunConfig
@@ -73,7 +74,7 @@ def _predict(runtime: Runtime, config: RunConfig, stage: Stage, images: Index) -
     model, card = load_model(stage.model_folder)
     class_names = tuple(card["class_names"])
     task = build_task(config, class_names)
-    return class_names, list(label_images(config, task, model, images, range(len(images)), None, runtime))
+    return class_names, list(label_images(config, task, model, images, np.arange(len(images)), None, runtime))
 
 
 def _write_pictures(

@@ -11,9 +11,9 @@ from rich.table import Table
 from tutelage.config import RunConfig, load_config, option_table, recipe_names
 from tutelage.models.cost import count_parameters
 from tutelage.report.page import write_report
+from tutelage.workflows.assembly import build_task
 from tutelage.workflows.options import default_recipe
 from tutelage.workflows.stages import console
-from tutelage.workflows.training import build_task
 
 
 def recipes() -> dict[str, str]:

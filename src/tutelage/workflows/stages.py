@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from tutelage.config import RunConfig, changed_keys, config_hash, load_config
@@ -181,7 +182,7 @@ def remove_run(out: Path) -> None:
             entry.unlink(missing_ok=True)
 
 
-def provenance(config: RunConfig, runtime: Mapping[str, Any]) -> dict[str, Any]:
+def provenance(config: RunConfig) -> dict[str, Any]:
     """What it takes to make a run again: command, versions, machine, config hash, seed."""
     packages = ("torch", "torchvision", "timm", "numpy", "opencv-python-headless", "pillow")
     return {
@@ -191,10 +192,21 @@ def provenance(config: RunConfig, runtime: Mapping[str, Any]) -> dict[str, Any]:
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in packages},
         },
-        "machine": {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count(), **runtime},
+        "machine": {
+            "system": platform.system(),
+            "processor": platform.machine(),
+            "cores": os.cpu_count(),
+            **_device(config),
+        },
         "config_hash": result_hash(config),
         "seed": config.seed,
     }
+
+
+def _machine(config: RunConfig) -> dict[str, Any]:
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    own = {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count()}
+    return {**own, "gpu": gpu, "devices": config.runtime.devices}
 
 
 def result_hash(config: RunConfig) -> str:

@@ -15,7 +15,7 @@ from tutelage.data.pseudo import open_store, require_kept, store_index
 from tutelage.data.sources import DataSets
 from tutelage.engine import loop
 from tutelage.engine.loop import Training
-from tutelage.engine.objectives import Student, Supervised
+from tutelage.engine.objectives import Objective, Student, Supervised
 from tutelage.engine.optim import num_steps_for
 from tutelage.engine.runtime import Runtime, launch
 from tutelage.files import read_json, write_json
@@ -89,8 +89,9 @@ def train(
             "Add --unlabeled POOL and --teacher MODEL."
         )
     out = Path(out)
-    sources = dict(labeled=labeled, unlabeled=unlabeled, val=val, test=test, labeled_list=labeled_list, images=images)
-    config = resolve(recipe, overrides, task=task, seed=seed, device=device, devices=devices, **sources)
+    given = {"labeled": labeled, "unlabeled": unlabeled, "val": val, "test": test}
+    sources: dict[str, Paths] = {**given, "labeled_list": labeled_list, "images": images}
+    config = resolve(recipe, overrides, sources, task=task, seed=seed, device=device, devices=devices)
     config = open_run(out, config, overwrite=overwrite, resume=resume)
     if (out / "run.json").is_file():
         console.print(f"{out}: finished earlier.")
@@ -99,10 +100,10 @@ def train(
     prepared = prepare(config, split_test=False)
     console.print("\n".join(prepared.check.lines()))
     pin_data(out, prepared.fingerprints)
-    given = {}
+    entering: dict[str, Stage] = {}
     if pseudo:
-        given = {"teacher": given_model("teacher", Path(teacher)), "pseudo": given_store("pseudo", Path(pseudo))}
-    trained, measured = launch(config.runtime, _train_graph, config, prepared, Place(out / "stages"), given)
+        entering = {"teacher": given_model("teacher", Path(teacher)), "pseudo": given_store("pseudo", Path(pseudo))}
+    trained, measured = launch(config.runtime, _train_graph, config, prepared, Place(out / "stages"), entering)
     record = {**trained.record, **({"measured": measured.record["metrics"]} if measured else {})}
     shutil.copytree(trained.model_folder, out / "model", dirs_exist_ok=True)
     write_json(out / "run.json", record)
@@ -235,7 +236,7 @@ def _training(
     config: RunConfig,
     part: TrainConfig,
     data: DataSets,
-    objective: nn.Module,
+    objective: Objective,
     streams: dict[str, Index],
     *,
     round_: int,
