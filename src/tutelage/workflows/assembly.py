@@ -9,7 +9,10 @@ from tutelage.config import RunConfig
 from tutelage.data.index import Index, join
 from tutelage.data.readers import open_index
 from tutelage.files import read_json
+from tutelage.models.init import load_model
+from tutelage.models.model import RetinaNet
 from tutelage.tasks.detection import DetectionTask
+from tutelage.types import InputError
 from tutelage.workflows.options import Paths, resolve
 from tutelage.workflows.stages import Stage, given_model
 
@@ -41,3 +44,18 @@ def open_all(sources: tuple[str, ...], config: RunConfig) -> Index | None:
     if not sources:
         return None
     return join([open_index(source, config.data, images=config.sources.images) for source in sources])
+
+
+def load_detector(stage: Stage) -> RetinaNet:
+    """The network of a stage that trained a detector.
+
+    Raises:
+        InputError: there is none, or it is a classifier.
+    """
+    model, _ = load_model(stage.model_folder)
+    if not isinstance(model, RetinaNet):
+        raise InputError(
+            f"{stage.model_folder}: holds a classifier, which finds no boxes. Give the model of a fit or train; "
+            "a pre-trained backbone is what model.init takes."
+        )
+    return model

@@ -76,7 +76,7 @@ class Measurements:
             self.resampled[other]["class_ap"],
             points_one,
             points_other,
-            self._groups_with_truth(len(names)),
+            self.matches.groups_with_truth(self.groups),
             config.eval.confidence,
             stats.covers(len(self.groups), len(np.unique(self.groups))),
         )
@@ -85,10 +85,6 @@ class Measurements:
     def _point(self, name: str, metric: str) -> float | None:
         point: float | None = self.records[name]["metrics"][metric]
         return point
-
-    def _groups_with_truth(self, num_classes: int) -> NDArray[np.int64]:
-        holding = (self.groups[self.matches.truth_images(label)] for label in range(num_classes))
-        return np.array([len(np.unique(groups)) for groups in holding], np.int64)
 
 
 def compare(config: RunConfig, prepared: Prepared, graph: dict[str, Stage]) -> dict[str, Any]:
@@ -182,12 +178,14 @@ def _convergence(config: RunConfig, graph: dict[str, Stage]) -> dict[str, Any]:
     """Whether the teacher was still rising, from its measurements on the selection split."""
     log = graph["teacher"].folder / "log.jsonl"
     key = f"val_{config.eval.metric}"
-    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
-    points = [(line["step"], line[key]) for line in lines if key in line]
     val = graph.get("evaluate-val-teacher")
     found = val.record["intervals"].get(config.eval.metric) if val is not None else None
-    interval = Interval(**{name: found[name] for name in Interval.__slots__}) if found else Interval(0, 0, 0, 0, "")
-    steps, values = [step for step, _ in points], [value for _, value in points]
+    if found is None or not log.is_file():
+        return {"teacher_converged": None, "convergence": stats.convergence_sentence([], [], Interval(0, 0, 0, 0, ""))}
+    interval = Interval(**{name: found[name] for name in Interval.__slots__})
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    steps = [line["step"] for line in lines if key in line]
+    values = [line[key] for line in lines if key in line]
     rising = stats.still_rising(steps, values, interval)
     return {
         "teacher_converged": None if rising is None else not rising,

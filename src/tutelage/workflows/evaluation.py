@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from torch import nn
 
 from tutelage import stats
 from tutelage.config import RunConfig
@@ -21,11 +20,11 @@ from tutelage.data.loader import evaluation_batches, shown_boxes
 from tutelage.engine.progress import Progress
 from tutelage.engine.runtime import Runtime, launch
 from tutelage.files import atomic, read_json
-from tutelage.models.init import load_model
+from tutelage.models.model import RetinaNet
 from tutelage.tasks.detection import DetectionTask
 from tutelage.tasks.metrics import Matches, bootstrap_metrics, detection_metrics, match_detections
 from tutelage.types import Boxes, Prediction
-from tutelage.workflows.assembly import build_task, open_all, open_model
+from tutelage.workflows.assembly import build_task, load_detector, open_all, open_model
 from tutelage.workflows.options import Paths, require_sources
 from tutelage.workflows.stages import Place, Stage, console, figure_lines, remove_run, run_stage
 
@@ -130,14 +129,14 @@ def evaluate_stage(
     }
 
     def work(stage: Stage) -> dict[str, Any]:
-        model, _ = load_model(trained.model_folder)
+        model = load_detector(trained)
         measured = measure(model, task, test, config, runtime)
         return save_measured(stage.folder, measured, task, test, groups, config) if runtime.is_main else {}
 
     return run_stage(place, name, key, runtime, work)
 
 
-def measure(model: nn.Module, task: DetectionTask, index: Index, config: RunConfig, runtime: Runtime) -> Measured:
+def measure(model: RetinaNet, task: DetectionTask, index: Index, config: RunConfig, runtime: Runtime) -> Measured:
     """The model's figures on `index`, seen in one view; processes share the work, all get the result."""
     predictions = predict_all(model, task, index, config, runtime)
     truth = [shown_boxes(index, row, config.data) for row in range(len(index))]
@@ -146,7 +145,7 @@ def measure(model: nn.Module, task: DetectionTask, index: Index, config: RunConf
 
 
 def predict_all(
-    model: nn.Module, task: DetectionTask, index: Index, config: RunConfig, runtime: Runtime
+    model: RetinaNet, task: DetectionTask, index: Index, config: RunConfig, runtime: Runtime
 ) -> list[Prediction]:
     """A prediction for every image of `index`, in its order, on every process."""
     model = model.to(runtime.device).eval()

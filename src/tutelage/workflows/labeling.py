@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from tutelage.config import RunConfig
 from tutelage.data.duplicates import HashBook
@@ -20,10 +19,10 @@ from tutelage.data.writers import WRITERS
 from tutelage.engine.progress import Progress
 from tutelage.engine.runtime import Runtime, launch
 from tutelage.files import read_json
-from tutelage.models.init import load_model
+from tutelage.models.model import RetinaNet
 from tutelage.tasks.detection import DetectionTask
 from tutelage.types import Batch, InputError, Prediction, Skipped
-from tutelage.workflows.assembly import build_task, open_all, open_model
+from tutelage.workflows.assembly import build_task, load_detector, open_all, open_model
 from tutelage.workflows.options import Paths, require_sources
 from tutelage.workflows.stages import Place, Stage, console, run_stage
 
@@ -116,7 +115,7 @@ def label_stage(
     }
 
     def work(stage: Stage) -> dict[str, Any]:
-        model, _ = load_model(teacher.model_folder)
+        model = load_detector(teacher)
         manifest = _manifest(config, task, teacher, pool, round_=round_)
         write_store(stage.folder, manifest, config, task, model, pool, test, runtime)
         return store_record(stage.folder, pool, config)
@@ -142,7 +141,7 @@ def write_store(
     manifest: Manifest,
     config: RunConfig,
     task: DetectionTask,
-    model: nn.Module,
+    model: RetinaNet,
     pool: Index,
     test: Index | None,
     runtime: Runtime,
@@ -169,7 +168,7 @@ def _rows(parts: Iterable[int], manifest: Manifest) -> np.ndarray:
 def label_images(
     config: RunConfig,
     task: DetectionTask,
-    model: nn.Module,
+    model: RetinaNet,
     pool: Index,
     rows: np.ndarray,
     leaks: HashBook | None,

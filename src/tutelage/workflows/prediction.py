@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -13,9 +14,9 @@ from tutelage.data.images import decode
 from tutelage.data.index import Index
 from tutelage.data.writers import WRITERS
 from tutelage.engine.runtime import Runtime, launch
-from tutelage.models.init import load_model
+from tutelage.files import read_json
 from tutelage.types import Boxes, InputError, Prediction, Skipped
-from tutelage.workflows.assembly import build_task, open_all, open_model
+from tutelage.workflows.assembly import build_task, load_detector, open_all, open_model
 from tutelage.workflows.labeling import Outcome, label_images
 from tutelage.workflows.options import Paths
 from tutelage.workflows.stages import Stage, console
@@ -71,10 +72,12 @@ def predict(
 
 
 def _predict(runtime: Runtime, config: RunConfig, stage: Stage, images: Index) -> tuple[tuple[str, ...], list[Outcome]]:
-    model, card = load_model(stage.model_folder)
+    card: dict[str, Any] = read_json(stage.model_folder / "model.json")
     class_names = tuple(card["class_names"])
     task = build_task(config, class_names)
-    return class_names, list(label_images(config, task, model, images, np.arange(len(images)), None, runtime))
+    return class_names, list(
+        label_images(config, task, load_detector(stage), images, np.arange(len(images)), None, runtime)
+    )
 
 
 def _write_pictures(

@@ -22,6 +22,7 @@ from tutelage.engine.optim import num_steps_for
 from tutelage.engine.runtime import Runtime, launch
 from tutelage.files import read_json, write_json
 from tutelage.models.init import initialize, save_model
+from tutelage.models.model import Classifier
 from tutelage.tasks.classification import ClassificationTask
 from tutelage.types import InputError
 from tutelage.workflows.options import resolve
@@ -121,6 +122,7 @@ def _pretrain(runtime: Runtime, config: RunConfig, place: Place, index: Index, h
             runtime,
         )
         accuracy = _accuracy(result.model, index, held_out, config, runtime)
+        assert isinstance(result.model, Classifier), type(result.model)
         if runtime.is_main:
             card = {"task": "classification", "class_names": list(index.class_names), "hash": stage.hash}
             save_model(stage.folder / "model", result.model, {**card, "accuracy": accuracy})

@@ -192,12 +192,7 @@ def provenance(config: RunConfig) -> dict[str, Any]:
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in packages},
         },
-        "machine": {
-            "system": platform.system(),
-            "processor": platform.machine(),
-            "cores": os.cpu_count(),
-            **_device(config),
-        },
+        "machine": _machine(config),
         "config_hash": result_hash(config),
         "seed": config.seed,
     }

@@ -19,10 +19,11 @@ from tutelage.engine.objectives import Objective, Student, Supervised
 from tutelage.engine.optim import num_steps_for
 from tutelage.engine.runtime import Runtime, launch
 from tutelage.files import read_json, write_json
-from tutelage.models.init import initialize, load_model, save_model
+from tutelage.models.init import initialize, save_model
+from tutelage.models.model import RetinaNet
 from tutelage.tasks.detection import DetectionTask
 from tutelage.types import InputError
-from tutelage.workflows.assembly import build_task
+from tutelage.workflows.assembly import build_task, load_detector
 from tutelage.workflows.evaluation import evaluate_stage, measure
 from tutelage.workflows.options import Paths, require_sources, resolve
 from tutelage.workflows.prepare import Prepared, prepare
@@ -201,9 +202,9 @@ def train_student(
     return run_stage(place, name, key, runtime, work)
 
 
-def _initial_weights(task: DetectionTask, config: RunConfig, student: StudentConfig, init: Stage) -> nn.Module:
+def _initial_weights(task: DetectionTask, config: RunConfig, student: StudentConfig, init: Stage) -> RetinaNet:
     if student.init == "teacher":
-        return load_model(init.model_folder)[0]
+        return load_detector(init)
     model = task.build_model()
     initialize(model, config.model.init, backbone_name=config.model.backbone)
     return model
@@ -271,6 +272,7 @@ def _validation(config: RunConfig, val: Index | None) -> Callable[..., dict[str,
         return None
 
     def validate(model: nn.Module, runtime: Runtime) -> dict[str, float]:
+        assert isinstance(model, RetinaNet), type(model)
         task = build_task(config, val.class_names)
         metrics = measure(model, task, val, config, runtime).metrics
         return {f"val_{name}": metrics[name] for name in ("ap", "ap50", "ap75") if metrics[name] is not None}
@@ -281,6 +283,7 @@ def _validation(config: RunConfig, val: Index | None) -> Callable[..., dict[str,
 def _train_and_save(stage: Stage, training: Training, runtime: Runtime, config: RunConfig) -> dict[str, Any]:
     result = loop.train(training, runtime)
     class_names = training.streams["labeled"].class_names
+    assert isinstance(result.model, RetinaNet), type(result.model)
     if runtime.is_main:
         card = {
             "task": config.task,
