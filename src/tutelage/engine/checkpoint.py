@@ -126,7 +126,7 @@ def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     try:
         save_file(tensors, path)
     except SafetensorError as error:
-        code = re.search(r"code: (\d+)", str(error))  # of the operating system: full disk, quota
+        code = re.search(r"(?:os error|code:) (\d+)", str(error))  # the operating system's: full disk, quota
         if code is None:
             raise
         raise OSError(int(code[1]), errno.errorcode.get(int(code[1]), "")) from error

@@ -56,20 +56,20 @@ def require_disk(folder: Path, num_bytes: int) -> None:
 
 
 def split_batch(batch_sizes: Mapping[str, int], runtime: Runtime) -> int:
-    """Micro-batches a step in which each process takes its share, by `runtime.device_batch_size`.
+    """Micro-batches a step: as few equal ones as keep a device's labeled images within `runtime.device_batch_size`.
 
     Raises:
-        InputError: there are fewer labeled images a step than forward passes.
+        InputError: the labeled images of a step cannot be shared equally by the devices.
     """
-    labeled = batch_sizes["labeled"]
-    largest = runtime.config.device_batch_size or labeled
-    micro_batches = -(-labeled // (runtime.world_size * largest))
-    if labeled < micro_batches * runtime.world_size:
+    labeled, devices = batch_sizes["labeled"], runtime.world_size
+    if labeled % devices:
         raise InputError(
-            f"train.batch_size={labeled}: cannot be shared by {runtime.world_size} devices; "
-            "each needs an image a step. Raise train.batch_size, or lower runtime.devices."
+            f"train.batch_size={labeled}: cannot be shared equally by {devices} devices. "
+            f"Choose a multiple of {devices}, or other runtime.devices."
         )
-    return micro_batches
+    own = labeled // devices
+    largest = runtime.config.device_batch_size or own
+    return next(parts for parts in range(1, own + 1) if own % parts == 0 and own // parts <= largest)
 
 
 def rehearse(objective: Objective, canvas: tuple[int, int], batch_sizes: Mapping[str, int], runtime: Runtime) -> None:
@@ -85,7 +85,7 @@ def rehearse(objective: Objective, canvas: tuple[int, int], batch_sizes: Mapping
         InputError: out of memory; the message names the device batch that fits.
     """
     micro_batches = split_batch(batch_sizes, runtime) * runtime.world_size
-    sizes = {stream: -(-size // micro_batches) for stream, size in batch_sizes.items()}
+    sizes = {stream: size // micro_batches for stream, size in batch_sizes.items()}
     if _fits(objective, canvas, sizes, runtime):
         return
     wanted = largest = sizes["labeled"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -47,15 +47,21 @@ def _forward(block: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs
 
 
 def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    return nullcontext(), _untracked_statistics(block)
+    return nullcontext(), _still_statistics(block)
 
 
 @contextmanager
-def _untracked_statistics(block: nn.Module) -> Iterator[None]:
-    """The second computation normalizes by the same batch, but must not enter the running statistics again."""
-    with ExitStack() as stack:
-        for norm in block.modules():
-            if isinstance(norm, _BatchNorm) and norm.track_running_stats:
-                stack.callback(setattr, norm, "track_running_stats", True)
-                norm.track_running_stats = False
+def _still_statistics(block: nn.Module) -> Iterator[None]:
+    """The second computation sees the same batch, which must not enter the running statistics again.
+
+    Not `track_running_stats = False`: autograd would then save fewer tensors than the first time, and refuse.
+    """
+    norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
         yield
+    finally:
+        for norm, (momentum, num_batches) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, num_batches
