@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from markupsafe import Markup
@@ -14,27 +15,28 @@ from tutelage.report.read import Run, Stage, training_log
 from tutelage.tasks.metrics import Matches, precision_recall
 
 MOST_CLASS_CURVES = 12
+LOGGED = (
+    ("loss", "Training loss", 1),
+    ("lr", "Learning rate", 1),
+    ("val_ap", "AP on the selection split", 100),
+)
+"""What is drawn of a log: key, caption, factor."""
+
 RECALL_POINTS = np.linspace(0, 1, 101)  # COCO's
 
 
 def training_figures(run: Run) -> list[tuple[str, Markup]]:
-    """Loss, learning rate and, where it was measured, the selection metric, by step."""
-    stages = [stage for stage in run.stages.values() if stage.record.get("kind") == "train"]
+    """Loss, learning rate and, where it was measured, the selection metric, by step; each with its caption."""
+    stages = [stage for stage in run.stages.values() if stage.record.get("kind") == "train" and role_of(stage.name)]
     logs = [(stage, training_log(stage)) for stage in stages]
-    captions = {
-        "loss": "Training loss",
-        "lr": "Learning rate",
-        "val_ap": "AP on the selection split",
-    }
     figures = []
-    for key, caption in captions.items():
-        curves = [Curve(role_of(stage.name), log[key], _is_faint(run, stage)) for stage, log in logs if key in log]
-        curves = [curve for curve in curves if curve.role]
+    for key, caption, unit in LOGGED:
+        curves = [
+            Curve(role_of(stage.name), log[key] * (1, unit), _is_faint(run, stage)) for stage, log in logs if key in log
+        ]
         if curves:
-            if key == "val_ap":
-                curves = [Curve(curve.role, curve.points * (1, 100), curve.faint) for curve in curves]
-            drawn = line_figure(curves, title=f"{caption} by step", xlabel="step", markers=key == "val_ap")
-            figures.append((caption, Markup(drawn)))
+            sparse = key.startswith("val_")
+            figures.append((caption, Markup(line_figure(curves, title=caption, xlabel="step", markers=sparse))))
     return figures
 
 
@@ -44,40 +46,51 @@ def _is_faint(run: Run, stage: Stage) -> bool:
     return stage.name != "teacher" and stage.name not in {f"{role}-{last}" for role in ROLES}
 
 
-def recall_figures(models: list[Model], class_names: tuple[str, ...]) -> dict[str, Any] | None:
+@dataclass(frozen=True, slots=True)
+class RecallFigures:
+    """Precision by recall, each figure with its caption."""
+
+    means: list[tuple[str, Markup]]  # over the classes
+    classes: list[tuple[str, Markup]]  # at IoU 0.5
+    left_out: int  # classes that are not drawn
+
+
+def recall_figures(models: list[Model], class_names: tuple[str, ...]) -> RecallFigures | None:
     """Precision by recall: means over the classes at two overlaps, and every class at IoU 0.5."""
     matched = [
         (model.role, Matches.load(model.stage.folder / "matches.npz"))
         for model in models
         if model.stage and (model.stage.folder / "matches.npz").is_file()
     ]
-    if not matched:
+    at = {iou: [_class_curves(role, matches, class_names, iou) for role, matches in matched] for iou in (0.5, 0.75)}
+    defined = [name for name in class_names if any(name in curves for curves in at[0.5])]
+    if not defined:
         return None
-    by_class: dict[int, list[Curve]] = {}
-    means: dict[float, list[Curve]] = {0.5: [], 0.75: []}
-    for role, matches in matched:
-        for iou, curves in means.items():
-            each = [_recall_curve(matches, label, iou) for label in range(len(class_names))]
-            defined = [curve for curve in each if curve is not None]
-            if defined:
-                curves.append(Curve(role, np.mean(defined, axis=0)))
-            if iou == 0.5:
-                for label, curve in enumerate(each):
-                    if curve is not None:
-                        by_class.setdefault(label, []).append(Curve(role, curve))
-    figures = [
-        (f"Mean over classes, IoU {iou}", _recall_figure(curves, f"Precision by recall at IoU {iou}"))
-        for iou, curves in means.items()
-        if curves
-    ]
-    shown = sorted(by_class)[:MOST_CLASS_CURVES]
-    classes = [
-        (class_names[label], _recall_figure(by_class[label], "Precision by recall of one class")) for label in shown
-    ]
-    return {"means": figures, "classes": classes, "left_out": len(by_class) - len(shown)}
+    return RecallFigures(
+        [
+            (f"Mean over classes, IoU {iou}", _recall_figure([_mean(curves) for curves in at[iou] if curves]))
+            for iou in at
+        ],
+        [
+            (name, _recall_figure([curves[name] for curves in at[0.5] if name in curves]))
+            for name in defined[:MOST_CLASS_CURVES]
+        ],
+        max(len(defined) - MOST_CLASS_CURVES, 0),
+    )
 
 
-def _recall_curve(matches: Matches, label: int, iou: float) -> NDArray[np.float64] | None:
+def _class_curves(role: str, matches: Matches, class_names: tuple[str, ...], iou: float) -> dict[str, Curve]:
+    """The curves of one model, by the classes that have test boxes."""
+    curves = {name: recall_curve(matches, label, iou) for label, name in enumerate(class_names)}
+    return {name: Curve(role, curve) for name, curve in curves.items() if curve is not None}
+
+
+def _mean(curves: Mapping[str, Curve]) -> Curve:
+    role = next(iter(curves.values())).role
+    return Curve(role, np.mean([curve.points for curve in curves.values()], axis=0))
+
+
+def recall_curve(matches: Matches, label: int, iou: float) -> NDArray[np.float64] | None:
     """(101, 2) recall and interpolated precision of a class, as COCO averages them; None without test boxes of it."""
     if not len(matches.truth_images(label)):
         return None
@@ -86,5 +99,5 @@ def _recall_curve(matches: Matches, label: int, iou: float) -> NDArray[np.float6
     return np.stack([RECALL_POINTS, envelope[np.searchsorted(recall, RECALL_POINTS, side="left")]], axis=1)
 
 
-def _recall_figure(curves: list[Curve], title: str) -> Markup:
-    return Markup(line_figure(curves, title=title, xlabel="recall", ylabel="precision", square=True))
+def _recall_figure(curves: list[Curve]) -> Markup:
+    return Markup(line_figure(curves, title="Precision by recall", xlabel="recall", ylabel="precision", square=True))

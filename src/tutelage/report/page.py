@@ -79,11 +79,11 @@ def points(value: float | None) -> str:
 
 
 def signed_points(value: float | None) -> str:
-    """A difference in hundredths with its sign: `+1.6`."""
+    """A difference in hundredths with its sign, and a second decimal where the first would say zero: `+1.6`."""
     if value is None or value != value:
         return NOT_AVAILABLE
-    text = f"{100 * value:+.1f}"
-    return "0.0" if float(text) == 0 else text.replace("-", "\u2212")
+    text = f"{100 * value:+.1f}" if abs(value) >= 0.0005 else f"{100 * value:+.2f}"
+    return "0" if float(text) == 0 else text.replace("-", "\u2212")
 
 
 def grouped(value: float | None) -> str:
