@@ -1,0 +1,22 @@
+"""From files to batches: seeded, resumable streams for training, and a plain pass for evaluation."""
+
+from tutelage.data.loader.order import epoch_order, sample_rng
+from tutelage.data.loader.pictures import shown_boxes
+from tutelage.data.loader.samples import collate
+from tutelage.data.loader.streams import (
+    classification_batches,
+    classification_evaluation_batches,
+    evaluation_batches,
+    train_batches,
+)
+
+__all__ = [
+    "classification_batches",
+    "classification_evaluation_batches",
+    "collate",
+    "epoch_order",
+    "evaluation_batches",
+    "sample_rng",
+    "shown_boxes",
+    "train_batches",
+]

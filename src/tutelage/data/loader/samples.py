@@ -1,0 +1,129 @@
+"""From rows of an index to samples and batches; what loader workers run.
+
+Legend: B images, V views (1 here), N boxes, H x W canvas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tutelage.augment.apply import apply
+from tutelage.augment.plan import Plan
+from tutelage.data.loader.order import Key
+from tutelage.data.loader.pictures import Pictures, shown_boxes
+from tutelage.types import Batch, Boxes, InputError, PaddedBoxes, Sample, Skipped
+
+BUCKET = 8
+"""Boxes are padded to multiples of this, so that few shapes reach a compiled step."""
+
+Size = tuple[int, int]
+Targets = Literal["boxes", "label", "none"]
+DrawPlan = Callable[[np.random.Generator, Size, Boxes | None], Plan]
+FixedPlan = Callable[[Size], Plan]
+
+
+@dataclass(frozen=True)
+class TrainSamples:
+    """Augmented samples by (epoch, row). What a user can mend is returned, not raised: torch would wrap it."""
+
+    pictures: Pictures
+    draw_plan: DrawPlan
+    rng_of: Callable[[int, int], np.random.Generator]  # (epoch, row)
+    targets: Targets
+
+    def __getitem__(self, key: Key) -> Sample | InputError:
+        try:
+            rng = self.rng_of(*key)
+            return _sample(self.pictures, key[1], lambda size, boxes: self.draw_plan(rng, size, boxes), self.targets)
+        except InputError as error:
+            return error
+
+
+@dataclass(frozen=True)
+class EvaluationSamples:
+    """Samples by row, without randomness; `tolerant` makes broken images `Skipped`."""
+
+    pictures: Pictures
+    plan_for: FixedPlan
+    targets: Targets
+    tolerant: bool
+
+    def __getitem__(self, row: int) -> Sample | Skipped | InputError:
+        try:
+            return _sample(self.pictures, row, lambda size, _: self.plan_for(size), self.targets)
+        except InputError as error:
+            return Skipped(row, str(error)) if self.tolerant else error
+
+
+def _sample(pictures: Pictures, row: int, plan_for: Callable[[Size, Boxes | None], Plan], targets: Targets) -> Sample:
+    index, info = pictures.index, pictures.info(row)
+    boxes = shown_boxes(index, row, pictures.data, info) if targets == "boxes" else None
+    plan = plan_for(info.shown_size, boxes)
+    warped = apply(plan, pictures.pixels(row, plan.min_scale), info.shown_size, boxes)
+    return Sample(
+        image_id=row,
+        images=warped.pixels[None],
+        matrix=plan.matrix[None],
+        size=info.shown_size,
+        valid=np.array([warped.valid], np.int64),
+        boxes=warped.boxes,
+        label=index.image_class(row) if targets == "label" else None,
+    )
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """One batch of samples that share a canvas and a kind of target; pixels are copied once, by stacking."""
+    labels = [sample.label for sample in samples if sample.label is not None]
+    boxes = [sample.boxes for sample in samples if sample.boxes is not None]
+    masks = [sample.mask for sample in samples if sample.mask is not None]
+    return Batch(
+        images=_stacked([sample.images for sample in samples]).permute(0, 1, 4, 2, 3),
+        matrix=_stacked([sample.matrix for sample in samples]),
+        valid=_stacked([sample.valid for sample in samples]),
+        image_ids=torch.tensor([sample.image_id for sample in samples]),
+        sizes=torch.tensor([sample.size for sample in samples]),
+        boxes=_padded(boxes) if boxes else None,
+        masks=_stacked(masks) if masks else None,
+        labels=torch.tensor(labels) if labels else None,
+    )
+
+
+def _stacked(arrays: Sequence[NDArray[np.generic]]) -> torch.Tensor:
+    return torch.from_numpy(np.stack(arrays))
+
+
+def _padded(rows: Sequence[Boxes]) -> PaddedBoxes:
+    width = max(BUCKET, -(-max(map(len, rows)) // BUCKET) * BUCKET)
+
+    def pad(name: str) -> torch.Tensor:
+        columns = [getattr(boxes, name) for boxes in rows]
+        padded = np.zeros((len(rows), width, *columns[0].shape[1:]), columns[0].dtype)
+        for row, column in enumerate(columns):
+            padded[row, : len(column)] = column
+        return torch.from_numpy(padded)
+
+    counts = torch.tensor([len(boxes) for boxes in rows])
+    valid = torch.arange(width) < counts[:, None]
+    return PaddedBoxes(pad("xyxy"), pad("labels"), pad("scores"), pad("ignore"), valid)
+
+
+def collate_training(samples: Sequence[Sample | InputError]) -> Batch | InputError:
+    """A batch, or the first thing that is wrong with it."""
+    wrong = next((sample for sample in samples if isinstance(sample, InputError)), None)
+    return wrong or collate([sample for sample in samples if isinstance(sample, Sample)])
+
+
+def collate_evaluation(
+    samples: Sequence[Sample | Skipped | InputError],
+) -> tuple[Batch | None, list[Skipped]] | InputError:
+    """A batch of what could be read (None when nothing) and what was skipped, or the first thing that is wrong."""
+    wrong = next((sample for sample in samples if isinstance(sample, InputError)), None)
+    good = [sample for sample in samples if isinstance(sample, Sample)]
+    skipped = [sample for sample in samples if isinstance(sample, Skipped)]
+    return wrong or (collate(good) if good else None, skipped)

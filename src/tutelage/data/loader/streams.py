@@ -1,0 +1,219 @@
+"""Streams of batches through torch's DataLoader; the training loop and the predicting workflows iterate over them.
+
+Workers are forked where that is safe (they then share the index and the kept images) and compute on one thread each.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypedDict, Unpack
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader
+
+from tutelage.augment.plan import Plan
+from tutelage.augment.policies import classification_evaluation_plan, classification_plan, draw_plan, evaluation_plan
+from tutelage.config import AugmentConfig, DataConfig, PretrainConfig
+from tutelage.data.index import Index
+from tutelage.data.loader.order import Order, sample_rng
+from tutelage.data.loader.pictures import Pictures
+from tutelage.data.loader.samples import (
+    DrawPlan,
+    EvaluationSamples,
+    FixedPlan,
+    Size,
+    Targets,
+    TrainSamples,
+    collate_evaluation,
+    collate_training,
+)
+from tutelage.types import Batch, Boxes, InputError, Skipped
+
+
+class StreamOptions(TypedDict):
+    """What every training stream is told."""
+
+    data: DataConfig
+    stream: str  # name; streams of one index differ in order and augmentation
+    seed: int
+    round: int
+    batch_size: int  # images a step, over all ranks
+    first_step: int  # to begin at; earlier steps are not loaded
+    num_steps: int  # of the whole training
+    rank: int
+    world_size: int
+    micro_batches: int  # of each rank
+    workers: int  # processes; 0 loads in this one
+    cache_megabytes: int  # sets that fit are kept decoded
+    pin: bool  # page-locked memory, for a GPU
+
+
+def train_batches(
+    index: Index, *, canvas: Size, augment: AugmentConfig, **options: Unpack[StreamOptions]
+) -> Iterator[list[Batch]]:
+    """For each step from `first_step` on this rank's micro-batches, augmented, with boxes.
+
+    Order and every byte depend on seed, round, stream, epoch and row alone: never on ranks, workers, micro-batches or
+    where the training was continued.
+
+    Raises:
+        InputError: no images; a batch that cannot be divided; while iterating, an image that cannot be read.
+    """
+    return _train_stream(index, partial(_detection_plan, augment, canvas), "boxes", **options)
+
+
+def classification_batches(
+    index: Index, *, pretrain: PretrainConfig, canvas: Size, augment: AugmentConfig, **options: Unpack[StreamOptions]
+) -> Iterator[list[Batch]]:
+    """The same of a set of class folders, with `Batch.labels`; `pretrain` stands for `canvas` and `augment`."""
+    return _train_stream(index, partial(_classification_plan, pretrain), "label", **options)
+
+
+def evaluation_batches(
+    index: Index,
+    *,
+    canvas: Size,
+    data: DataConfig,
+    device_batch_size: int,
+    rows: NDArray[np.int64] | None = None,
+    workers: int,
+    tolerant: bool,
+) -> Iterator[tuple[Batch | None, list[Skipped]]]:
+    """The images of `rows` (all when None) in their order, resized to fit the canvas, without boxes.
+
+    Each batch stands beside what was skipped among its rows; it is None where nothing else was left.
+
+    Args:
+        index: the images.
+        canvas: (height, width).
+        data: how they are decoded.
+        device_batch_size: rows a batch.
+        rows: of the index.
+        workers: loader processes; 0 loads in this one.
+        tolerant: skip what cannot be read (a pool) instead of raising.
+
+    Raises:
+        InputError: while iterating, an image that cannot be read, unless `tolerant`.
+    """
+    samples = EvaluationSamples(Pictures(index, data), partial(_evaluation_plan, canvas), "none", tolerant)
+    return _evaluation_stream(samples, rows, device_batch_size, workers)
+
+
+def classification_evaluation_batches(
+    index: Index,
+    *,
+    pretrain: PretrainConfig,
+    data: DataConfig,
+    device_batch_size: int,
+    rows: NDArray[np.int64] | None = None,
+    workers: int,
+) -> Iterator[Batch]:
+    """The images of `rows` (all when None) in their order, center-cropped, with `Batch.labels`."""
+    plan: FixedPlan = partial(classification_evaluation_plan, pretrain)
+    samples = EvaluationSamples(Pictures(index, data), plan, "label", tolerant=False)
+    for batch, _ in _evaluation_stream(samples, rows, device_batch_size, workers):
+        assert batch is not None, "an intolerant stream skips nothing"
+        yield batch
+
+
+def _detection_plan(
+    augment: AugmentConfig, canvas: Size, rng: np.random.Generator, size: Size, boxes: Boxes | None
+) -> Plan:
+    return draw_plan(augment, rng, size, canvas, boxes)
+
+
+def _classification_plan(pretrain: PretrainConfig, rng: np.random.Generator, size: Size, boxes: Boxes | None) -> Plan:
+    return classification_plan(pretrain, rng, size)
+
+
+def _evaluation_plan(canvas: Size, size: Size) -> Plan:
+    return evaluation_plan(size, canvas)
+
+
+def _train_stream(
+    index: Index, draw_plan: DrawPlan, targets: Targets, **options: Unpack[StreamOptions]
+) -> Iterator[list[Batch]]:
+    if not len(index):
+        raise InputError(f"stream {options['stream']!r}: there are no images in it. Give data that has some.")
+    order = Order(**{name: options[name] for name in Order.__dataclass_fields__})  # type: ignore[literal-required]
+    rng_of = partial(sample_rng, options["seed"], options["round"], options["stream"])
+    pictures = Pictures(index, options["data"], options["cache_megabytes"])
+    samples = TrainSamples(pictures, draw_plan, rng_of, targets)
+    keys = order.micro_batch_keys(len(index))
+    batches = _loaded(samples, keys, collate_training, options["workers"], pin=options["pin"])
+    return _grouped(batches, options["micro_batches"])
+
+
+def _grouped(batches: Iterator[Batch], count: int) -> Iterator[list[Batch]]:
+    while group := [batch for _, batch in zip(range(count), batches, strict=False)]:
+        yield group
+
+
+def _evaluation_stream(
+    samples: EvaluationSamples, rows: NDArray[np.int64] | None, size: int, workers: int
+) -> Iterator[tuple[Batch | None, list[Skipped]]]:
+    chosen = np.arange(len(samples.pictures.index)) if rows is None else rows
+    keys = Slices(chosen, size)
+    return _loaded(samples, keys, collate_evaluation, min(workers, len(keys)))
+
+
+@dataclass(frozen=True)
+class Slices:
+    """Consecutive slices of rows, made as they are asked for."""
+
+    rows: NDArray[np.int64]
+    size: int
+
+    def __len__(self) -> int:
+        return -(-len(self.rows) // self.size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for first in range(0, len(self.rows), self.size):
+            yield self.rows[first : first + self.size].tolist()
+
+
+def _loaded(
+    samples: Any, keys: Iterable[list[Any]], collate_fn: Callable[..., Any], workers: int, *, pin: bool = False
+) -> Iterator[Any]:
+    """Collated samples of each list of keys, in order; raises what a user can mend."""
+    loader: DataLoader[Any] = DataLoader(
+        samples,
+        batch_sampler=keys,
+        num_workers=workers,
+        collate_fn=collate_fn,
+        pin_memory=pin,
+        worker_init_fn=_start_worker,
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+        generator=torch.Generator(),  # else it draws from the global one, and a continued training would differ
+    )
+    batches = iter(loader)
+    while True:
+        try:
+            batch = next(batches, None)
+        except RuntimeError as error:
+            raise _explained(error) from error
+        if batch is None:
+            return
+        if isinstance(batch, InputError):
+            raise batch
+        yield batch
+
+
+def _start_worker(worker: int) -> None:
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+
+
+def _explained(error: RuntimeError) -> Exception:
+    if "DataLoader worker" not in str(error):
+        return error
+    return InputError(
+        f"loader: a worker process died ({' '.join(str(error).split())}), most often for want of memory. "
+        "Lower runtime.workers (0 loads without workers), runtime.cache_megabytes or the batch size."
+    )
