@@ -292,6 +292,11 @@ class Index:
         root: Path = self.roots[self._images["root"][stored]]
         return root / str(self._images["path"][stored].as_py())
 
+    def root_numbers(self) -> NDArray[np.int32]:
+        """(n,) place of each image's root in `roots`."""
+        numbers: NDArray[np.int32] = self._images["root"][self.rows]
+        return numbers
+
     def size(self, row: int) -> tuple[int, int]:
         """Annotated (height, width); (0, 0) where unknown."""
         stored = self._stored(row)
@@ -435,11 +440,12 @@ def join(indexes: Sequence[Index]) -> Index:
     columns = [view.box_columns() for view in views]
     counts = [np.diff(view.labels_per_image()[0]) for view in views]
     roots = list(dict.fromkeys(root for view in views for root in view.roots))
+    root_places = [np.array([roots.index(root) for root in view.roots]) for view in views]
     stored = {name: np.concatenate([view._images[name][view.rows] for view in views]) for name in PER_IMAGE}
     return Index.build(
         roots=roots,
         paths=pa.concat_arrays([view.relative_paths() for view in views]),
-        root_of=np.concatenate([_roots_in(view, roots) for view in views]),
+        root_of=np.concatenate([places[view.root_numbers()] for view, places in zip(views, root_places, strict=True)]),
         class_names=names,
         sizes=np.stack([stored["height"], stored["width"]], axis=1),
         offsets=np.concatenate([[0], np.cumsum(np.concatenate(counts))]),
@@ -458,12 +464,6 @@ def join(indexes: Sequence[Index]) -> Index:
 
 
 PER_IMAGE = ("height", "width", "relative", "image_class")
-
-
-def _roots_in(view: Index, roots: Sequence[Path]) -> NDArray[Any]:
-    """(n,) place of each image's root in `roots`."""
-    places: NDArray[Any] = np.array([roots.index(root) for root in view.roots])[view._images["root"][view.rows]]
-    return places
 
 
 def _column(values: ArrayLike | None, count: int, dtype: type, default: int) -> pa.Array:

@@ -296,21 +296,22 @@ def _check_boxes(columns: Columns, data: DataConfig) -> NDArray[np.bool_]:
     sizes = np.ones((len(columns.paths), 2)) if columns.relative else columns.sizes
     extent = np.full((len(xyxy), 2), np.inf) if sizes is None else sizes[columns.image_of].astype(np.float64)
     extent = np.where(extent > 0, extent, np.inf)[:, ::-1]  # (m, 2) width, height
-    infinite: NDArray[np.bool_] = ~np.isfinite(xyxy).all(axis=1)
+    infinite = ~np.isfinite(xyxy).all(axis=1)
     empty = ~infinite & (xyxy[:, 2:] <= xyxy[:, :2]).any(axis=1)
     outside = ~infinite & ~empty & ((xyxy[:, :2] >= extent) | (xyxy[:, 2:] <= 0)).any(axis=1)
-    rest = ~(infinite | empty | outside)
-    beyond: NDArray[np.bool_] = rest & ((xyxy[:, :2] < -slack) | (xyxy[:, 2:] > extent + slack)).any(axis=1)
-    bad: NDArray[np.bool_] = infinite | empty | outside | beyond
+    hopeless: NDArray[np.bool_] = np.asarray(infinite | empty | outside)
+    reaching = ((xyxy[:, :2] < -slack) | (xyxy[:, 2:] > extent + slack)).any(axis=1)
+    beyond: NDArray[np.bool_] = np.asarray(~hopeless & reaching)
+    bad = np.asarray(hopeless | beyond)
     if data.bad_boxes == "error" and bad.any():
         raise _bad_box(columns, int(np.flatnonzero(bad)[0]), int(bad.sum()), extent)
-    dropped: NDArray[np.bool_] = bad.copy() if data.bad_boxes == "drop" else bad & ~beyond
+    dropped: NDArray[np.bool_] = bad if data.bad_boxes == "drop" else hopeless
     if data.bad_boxes == "clip":
         _clip(columns, beyond, extent)
         columns.counts += Counter({"boxes clipped": int(beyond.sum())})
     for name, which in (("infinite", infinite), ("empty", empty), ("outside", outside), ("reaching outside", beyond)):
         columns.counts += Counter({f"boxes dropped ({name})": int((which & dropped).sum())})
-    return ~dropped
+    return np.logical_not(dropped)
 
 
 def _clip(columns: Columns, beyond: NDArray[np.bool_], extent: NDArray[np.float64]) -> None:
