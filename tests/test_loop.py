@@ -20,6 +20,7 @@ from tests.toy_task import CANVAS, ToyBlock, ToyTask, toy_batch, toy_network, to
 from tutelage.config import DataConfig, RuntimeConfig, StudentConfig, TrainConfig
 from tutelage.engine.guard import StopSignals, rehearse, require_disk, split_batch
 from tutelage.engine.loop import Interrupted, Training, TrainResult, train
+from tutelage.engine.memory import available_bytes, step_bytes
 from tutelage.engine.objectives import Objective, Student, Supervised
 from tutelage.engine.progress import Progress, TrainingLog, duration
 from tutelage.engine.recompute import blocks, recomputed_activations
@@ -251,6 +252,28 @@ def test_rehearsal_changes_nothing_and_names_the_batch_that_fits(monkeypatch: py
     launch(CPU.model_copy(update={"device_batch_size": 2}), check)
     with pytest.raises(InputError, match="not even one image"):
         launch(CPU, partial(rehearse, objective, CANVAS, {"labeled": 1, "second": 16}))
+
+
+def test_memory_of_a_cpu_is_reckoned_before_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    objective = Supervised(ToyTask(), toy_network(), "mask")
+    check = partial(rehearse, objective, CANVAS, {"labeled": 64})
+    network, batch = toy_network(), toy_batch(0, size=1)
+
+    def forward(size: int) -> Tensor:
+        return network(batch.images[:, 0].expand(size, -1, -1, -1), batch.valid[:, 0]).logits
+
+    needed = step_bytes(forward, network, 64)
+    assert needed - step_bytes(forward, network, 32) == pytest.approx(needed / 2, rel=0.2)
+    monkeypatch.setattr("tutelage.engine.guard.available_bytes", lambda: needed // 3)
+    with pytest.raises(InputError, match=r"64 labeled images .* cpu device; 16 do"):
+        launch(CPU, check)
+    monkeypatch.setattr("tutelage.engine.guard.available_bytes", lambda: 2 * needed)
+    launch(CPU, check)
+
+
+def test_free_memory_is_known() -> None:
+    available = available_bytes()
+    assert available is None or 2**20 < available < 2**50
 
 
 def test_free_disk_is_checked(tmp_path: Path) -> None:

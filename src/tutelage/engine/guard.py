@@ -12,7 +12,9 @@ from types import FrameType, TracebackType
 from typing import Self
 
 import torch
+from torch import Tensor
 
+from tutelage.engine.memory import available_bytes, step_bytes
 from tutelage.engine.objectives import Objective
 from tutelage.engine.recompute import recomputed_activations
 from tutelage.engine.runtime import Runtime
@@ -84,51 +86,64 @@ def rehearse(objective: Objective, canvas: tuple[int, int], batch_sizes: Mapping
     Raises:
         InputError: out of memory; the message names the device batch that fits.
     """
-    micro_batches = split_batch(batch_sizes, runtime) * runtime.world_size
-    sizes = {stream: size // micro_batches for stream, size in batch_sizes.items()}
-    if _fits(objective, canvas, sizes, runtime):
-        return
-    wanted = largest = sizes["labeled"]
-    while largest > 1:
+    passes = split_batch(batch_sizes, runtime) * runtime.world_size
+    rehearsal = _Rehearsal(objective, canvas, batch_sizes, runtime)
+    wanted = largest = batch_sizes["labeled"] // passes
+    while largest and not rehearsal.fits(largest):
         largest //= 2
-        shares = {stream: -(-size * largest // wanted) for stream, size in sizes.items()}
-        if _fits(objective, canvas, shares, runtime):
-            raise InputError(
-                f"runtime.device_batch_size: {wanted} labeled images at {canvas[0]}x{canvas[1]} pixels do not fit into "
-                f"the memory of this {runtime.device.type} device; {largest} do. "
-                f"Set runtime.device_batch_size={largest} (the result stays the same but for batch-norm)."
-            )
-    raise InputError(
-        f"model.canvas={list(canvas)}: not even one image a pass fits into the memory of this {runtime.device.type} "
-        "device. Set runtime.activation_checkpointing=true, or choose a smaller canvas or network."
-    )
+    device = runtime.device.type
+    if largest == 0:
+        raise InputError(
+            f"model.canvas={list(canvas)}: not even one image a pass fits into the memory of this {device} device. "
+            "Set runtime.activation_checkpointing=true, or choose a smaller canvas or network."
+        )
+    if largest < wanted:
+        raise InputError(
+            f"runtime.device_batch_size: {wanted} labeled images at {canvas[0]}x{canvas[1]} pixels do not fit into the "
+            f"memory of this {device} device; {largest} do. Set runtime.device_batch_size={largest} "
+            "(only batch-norm statistics differ), or runtime.activation_checkpointing=true."
+        )
 
 
-def _fits(objective: Objective, canvas: tuple[int, int], sizes: Mapping[str, int], runtime: Runtime) -> bool:
-    try:
-        _try(objective, canvas, sizes, runtime)
-    except (torch.OutOfMemoryError, MemoryError):
-        return False
-    except RuntimeError as error:
-        if "allocate memory" not in str(error):  # what the CPU's allocator says
-            raise
-        return False
-    finally:
-        if runtime.device.type == "cuda":
-            torch.cuda.empty_cache()
-    return True
+class _Rehearsal:
+    """A copy of the objective that tries steps of gray images."""
 
+    def __init__(
+        self, objective: Objective, canvas: tuple[int, int], batch_sizes: Mapping[str, int], runtime: Runtime
+    ) -> None:
+        self._objective = copy.deepcopy(objective).to(runtime.device).train()
+        if runtime.config.channels_last:
+            self._objective.to(memory_format=torch.channels_last)
+        self._canvas, self._runtime = canvas, runtime
+        self._ratios = {stream: size / batch_sizes["labeled"] for stream, size in batch_sizes.items()}
 
-def _try(objective: Objective, canvas: tuple[int, int], sizes: Mapping[str, int], runtime: Runtime) -> None:
-    trial = copy.deepcopy(objective).to(runtime.device).train()
-    if runtime.config.channels_last:
-        trial.to(memory_format=torch.channels_last)
-    batches = {stream: _blank_batch(size, canvas).to(runtime.device) for stream, size in sizes.items()}
-    targets = trial.prepare(batches)
-    with recomputed_activations(trial.model, runtime.config.activation_checkpointing):
-        with runtime.autocast():
-            sums = trial(batches, targets)
-        trial.total(sums, trial.counts(targets)).backward()  # type: ignore[no-untyped-call]
+    def fits(self, num_images: int) -> bool:
+        """Whether a pass of `num_images` labeled images and their share of the other streams fits into memory."""
+        available = available_bytes() if self._runtime.device.type == "cpu" else None
+        try:
+            if available is not None and step_bytes(self._forward, self._objective, num_images) > available:
+                return False
+            self._forward(num_images).backward()  # type: ignore[no-untyped-call]
+        except (torch.OutOfMemoryError, MemoryError):
+            return False
+        except RuntimeError as error:
+            if "allocate memory" not in str(error):  # what the CPU's allocator says
+                raise
+            return False
+        finally:
+            self._objective.zero_grad(set_to_none=True)
+            if self._runtime.device.type == "cuda":
+                torch.cuda.empty_cache()
+        return True
+
+    def _forward(self, num_images: int) -> Tensor:
+        objective, runtime = self._objective, self._runtime
+        sizes = {stream: max(1, round(ratio * num_images)) for stream, ratio in self._ratios.items()}
+        batches = {stream: _blank_batch(size, self._canvas).to(runtime.device) for stream, size in sizes.items()}
+        targets = objective.prepare(batches)
+        with recomputed_activations(objective.model, runtime.config.activation_checkpointing), runtime.autocast():
+            sums = objective(batches, targets)
+        return objective.total(sums, objective.counts(targets))
 
 
 def _blank_batch(size: int, canvas: tuple[int, int]) -> Batch:
