@@ -55,7 +55,9 @@ def write_run_folder(
         write_evaluation(stage_folder(folder, stages, f"evaluate-{name}"), role, test, names, rng)
     (folder / "config.yaml").write_text(parse_config({"seed": seed, "rounds": rounds}, "test").to_yaml())
     arms_last = {"teacher": "teacher", **{arm: f"{arm}-{rounds}" for arm in arms}}
-    record = run_record(names, stages, arms_last, num_test, num_pool, shown=shown, rounds=rounds, repeats=repeats)
+    record = run_record(
+        folder, names, stages, arms_last, num_test, num_pool, shown=shown, rounds=rounds, repeats=repeats
+    )
     write_json(folder / "run.json", record)
     return folder
 
@@ -172,7 +174,7 @@ def write_store(folder: Path, pool: list[tuple[str, Boxes]], names: tuple[str, .
         seen = [predicted(boxes, 0.8, len(names), rng) for _, boxes in rows]
         place = folder / f"part-{part // part_size:05d}.images.parquet"
         count = len(rows)
-        columns = {"image_id": ids, "path": [path for path, _ in rows], "height": np.full(count, HEIGHT)}
+        columns = {"image_id": ids, "path": [Path(path).name for path, _ in rows], "height": np.full(count, HEIGHT)}
         more = {"width": np.full(count, WIDTH), "scale": np.ones(count), "status": ["ok"] * count}
         write_table(place, {**columns, **more, "reason": [""] * count})
         boxes = box_columns(seen, "scores")
@@ -190,6 +192,7 @@ def write_store(folder: Path, pool: list[tuple[str, Boxes]], names: tuple[str, .
 
 
 def run_record(
+    folder: Path,
     names: tuple[str, ...],
     stages: Mapping[str, str],
     arms: Mapping[str, str],
@@ -208,6 +211,7 @@ def run_record(
         "student_minus_teacher": stats.Interval(0.047, 0.029, 0.066, 1000, covers),
         "control_minus_teacher": stats.Interval(0.031, 0.014, 0.047, 1000, covers),
     }
+    root = str((folder / "images" / "pool").resolve())
     recommended = stats.recommend(intervals, "test images")
     differences: dict[str, Any] = {name: {"metric": "ap", **one.as_dict()} for name, one in intervals.items()}
     per_class = {
@@ -243,7 +247,13 @@ def run_record(
         "decided_on": "test images",
         "data": {
             "labeled": {**labeled, "fingerprint": "1a" * 16, "boxes_per_class": balance},
-            "pool": {"description": "folder of images", "images": num_pool, "boxes": None, "fingerprint": "2b" * 16},
+            "pool": {
+                "description": "folder of images",
+                "images": num_pool,
+                "boxes": None,
+                "fingerprint": "2b" * 16,
+                "roots": [root],
+            },
             "test": {"description": "COCO json test.json", "images": num_test, "boxes": 110, "fingerprint": "3c" * 16},
         },
         "notes": ["formats were detected: COCO json, plain folder"],

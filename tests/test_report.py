@@ -18,7 +18,7 @@ from tests.run_folder import CLASS_NAMES, write_run_folder
 from tutelage.report.compare import CORRECT, EXCUSED, WRONG, best_threshold, choose_images, match_image
 from tutelage.report.curves import RECALL_POINTS, recall_curve
 from tutelage.report.figures import Curve, Whisker, line_figure, thinned, whisker_figure
-from tutelage.report.page import duration, points, signed_points, write_report
+from tutelage.report.page import duration, points, signed_points, typeset, write_report
 from tutelage.report.pictures import Album
 from tutelage.report.pseudo import class_balance
 from tutelage.report.read import SCORE_BINS, read_evaluation, read_run, summarize_store, training_log
@@ -84,12 +84,12 @@ def change_record(place: Path, **changes: Any) -> None:
 def test_the_page_says_what_the_record_says(run: Path) -> None:
     page = page_of(run)
     record = json.loads((run / "run.json").read_text())
-    assert record["verdict"] in page.text
+    assert typeset(record["verdict"]) in page.text
     assert "37.4" in page.text and "35.2 to 39.8" in page.text
     assert "Student \u2212 control +1.6 +0.4 to +2.9 shown" in page.text
     assert record["differences"]["student_minus_control"]["covers"][1:] in page.text
     assert "optimistic" in page.text
-    assert record["convergence"] in page.text
+    assert typeset(record["convergence"]) in page.text
     assert record["command"] in page.text and record["config_hash"] in page.text
     assert "boxes clipped 3" in page.text
     assert "score_threshold: 0.5" in page.text
@@ -388,6 +388,12 @@ def test_class_shares_are_relative_to_the_largest() -> None:
 )
 def test_points(value: float | None, plain: str, signed: str) -> None:
     assert (points(value), signed_points(value)) == (plain, signed)
+
+
+def test_sentences_get_true_minus_signs() -> None:
+    assert (
+        typeset("95 % of -0.9 to +2.9, not student-1 or 3-4") == "95\u00a0% of \u22120.9 to +2.9, not student-1 or 3-4"
+    )
 
 
 @pytest.mark.parametrize(

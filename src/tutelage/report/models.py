@@ -25,6 +25,7 @@ METRICS = {
     "ap_medium": "AP medium",
     "ap_large": "AP large",
 }
+NO_DIFFERENCE = {"metric": "ap", "mean": None, "low": None, "high": None, "covers": ""}
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +125,7 @@ def differences(run: Run) -> list[dict[str, Any]]:
         one, minus, other = key.partition("_minus_")
         if minus and entry:
             title = f"{TITLES.get(one, one)} \u2212 {TITLES.get(other, other).lower()}"
-            found.append({"title": title, "is_shown": is_shown(entry), **entry})
+            found.append({**NO_DIFFERENCE, "title": title, "is_shown": is_shown(entry), **entry})
     return found
 
 

@@ -6,6 +6,7 @@ the page's content policy allows neither scripts nor the network.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def write_report(run_folder: Path) -> Path:
     class_names = tuple(run.record.get("class_names", ()))
     models = arms.models_of(run)
     config: Mapping[str, Any] = yaml.safe_load(run.config) or {}
-    album = Album(image_roots(run, config))
+    album = Album(image_roots(run))
     differences = arms.differences(run)
     sections: dict[str, Any] = {
         "record": run.record,
@@ -65,12 +66,10 @@ def write_report(run_folder: Path) -> Path:
     return target
 
 
-def image_roots(run: Run, config: Mapping[str, Any]) -> list[Path]:
-    """Folders that relative image paths are tried against: the working folder, the run, the folders of its sources."""
-    sources = config.get("sources") or {}
-    places = [Path(place) for value in sources.values() for place in ([value] if isinstance(value, str) else value)]
-    folders = [place if place.is_dir() else place.parent for place in places if str(place) != "."]
-    return [Path(), run.folder, *folders, *(folder.parent / "images" for folder in folders)]
+def image_roots(run: Run) -> list[Path]:
+    """Folders that relative image paths are tried against: the roots of the run's data, the run's own folder."""
+    sets = (run.record.get("data") or {}).values()
+    return [*(Path(root) for one in sets if one for root in one.get("roots") or ()), run.folder]
 
 
 def points(value: float | None) -> str:
@@ -84,6 +83,11 @@ def signed_points(value: float | None) -> str:
         return NOT_AVAILABLE
     text = f"{100 * value:+.1f}" if abs(value) >= 0.0005 else f"{100 * value:+.2f}"
     return "0" if float(text) == 0 else text.replace("-", "\u2212")
+
+
+def typeset(text: str) -> str:
+    """A sentence with true minus signs before numbers and unbroken percentages."""
+    return re.sub(r"(?<!\w)-(?=\d)", "\u2212", text).replace(" %", "\u00a0%")
 
 
 def grouped(value: float | None) -> str:
@@ -113,7 +117,13 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"points": points, "signed": signed_points, "grouped": grouped, "duration": duration}
+    environment.filters |= {
+        "points": points,
+        "signed": signed_points,
+        "grouped": grouped,
+        "duration": duration,
+        "typeset": typeset,
+    }
     return environment
 
 

@@ -139,7 +139,7 @@ def summarize_store(
     summary = PseudoSummary(np.zeros(SCORE_BINS, np.int64), np.zeros(len(class_names), np.int64))
     for images, boxes in _parts(stage.folder):
         summary.images += len(images["image_id"])
-        scores, labels = boxes["score"].astype(np.float64), boxes["label"].astype(np.int64)
+        scores, labels = boxes["score"].astype(np.float32), boxes["label"].astype(np.int64)
         summary.histogram += np.histogram(scores, bins=SCORE_BINS, range=(0, 1))[0]
         kept = np.flatnonzero(scores >= limits[labels])
         summary.kept_per_class += np.bincount(labels[kept], minlength=len(class_names))
@@ -151,11 +151,11 @@ def summarize_store(
     return summary if summary.images else None
 
 
-def thresholds_per_class(threshold: float | Mapping[str, float], class_names: tuple[str, ...]) -> NDArray[np.float64]:
-    """The score threshold of every class, (K,); a class that a mapping leaves out keeps nothing."""
+def thresholds_per_class(threshold: float | Mapping[str, float], class_names: tuple[str, ...]) -> NDArray[np.float32]:
+    """The score threshold of every class, (K,) float32 as the scores are; a class that is left out keeps nothing."""
     if isinstance(threshold, Mapping):
-        return np.array([threshold.get(name, np.inf) for name in class_names], dtype=np.float64)
-    return np.full(len(class_names), threshold, dtype=np.float64)
+        return np.array([threshold.get(name, np.inf) for name in class_names], dtype=np.float32)
+    return np.full(len(class_names), threshold, dtype=np.float32)
 
 
 def _read_json(place: Path) -> dict[str, Any]:

@@ -199,7 +199,7 @@ def data_record(prepared: Prepared) -> dict[str, Any]:
     used = {"labeled": sets.labeled, "pool": sets.pool, "val": sets.val, "test": sets.test}
     record = {name: _set_record(index) for name, index in used.items() if index is not None}
     if sets.pool is not None:
-        record["pool"] = {name: record["pool"][name] for name in ("description", "images", "fingerprint")}
+        record["pool"] = {name: record["pool"][name] for name in ("description", "images", "fingerprint", "roots")}
     return record
 
 
@@ -213,4 +213,5 @@ def _set_record(index: Index) -> dict[str, Any]:
         "boxes_per_class": dict(zip(index.class_names, counts.tolist(), strict=False)),
         "fingerprint": index.fingerprint,
         "counts": index.counts,
+        "roots": [str(root.resolve()) for root in index.roots],
     }
