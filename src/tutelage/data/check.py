@@ -1,0 +1,239 @@
+"""What is in the data sets of a run and what is wrong with them, before any training.
+
+Stops what must not be trained on (test images among the labels); counts and names everything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tutelage.config import DataConfig
+from tutelage.data.duplicates import Leaks, leaks_between
+from tutelage.data.findings import Finding, annotation_findings, counted, grouped, image_findings, pixel_boxes
+from tutelage.data.gap import Gap, gap_between, pool_sample
+from tutelage.data.index import Index
+from tutelage.data.sheets import contact_sheet, draw_boxes
+from tutelage.data.sources import DataSets
+from tutelage.data.survey import Survey, survey
+from tutelage.types import NOT_IGNORED, InputError
+
+__all__ = ["CheckReport", "Summary", "check_sets", "contact_sheet", "draw_boxes"]
+
+MAX_LEAKED = 0.05  # share of labeled images in test above which something is wrong with the split
+EQUAL_POOL = 0.95  # share of sampled pool images in test above which the pool is the test set
+SMALL_AREA, LARGE_AREA = 32**2, 96**2  # square pixels, as COCO bins sizes
+CLASSES_SHOWN = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What is in a set."""
+
+    name: str
+    description: str
+    images: int
+    image_sizes: str
+    boxes_per_class: dict[str, int] | None  # none where labels are absent or hidden
+    boxes_per_image: tuple[int, int, int] = (0, 0, 0)  # least, median, most
+    box_sizes: tuple[float, float, float] | None = None  # shares small, medium, large
+
+    def lines(self) -> Iterator[str]:
+        """The set in a few lines, each complete in itself."""
+        hidden = "" if self.boxes_per_class is not None else " (labels are not used)"
+        yield f"{self.name}: {self.description}{hidden}"
+        facts = [self.image_sizes] if self.image_sizes else []
+        if self.boxes_per_class:
+            least, median, most = self.boxes_per_image
+            facts.append(f"{least} to {most} boxes an image, median {median}")
+        if self.box_sizes:
+            names = ("small", "medium", "large")
+            facts.append(", ".join(f"{share:.0%} {name}" for share, name in zip(self.box_sizes, names, strict=True)))
+        if facts:
+            yield f"{self.name}: {'; '.join(facts)}"
+        if self.boxes_per_class:
+            ranked = sorted(self.boxes_per_class.items(), key=lambda item: -item[1])
+            shown = ", ".join(f"{name} {grouped(count)}" for name, count in ranked[:CLASSES_SHOWN])
+            more = f", and {len(ranked) - CLASSES_SHOWN} classes more" if len(ranked) > CLASSES_SHOWN else ""
+            yield f"{self.name}: boxes of {shown}{more}"
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """Everything that the check found."""
+
+    summaries: list[Summary]
+    findings: list[Finding]
+    leaks: Leaks | None  # labeled images that are also in test; none where that was not looked at
+    pool_looked_at: int
+    gap: Gap | None
+
+    @property
+    def leaked_rows(self) -> NDArray[np.int64]:
+        """Rows of the labeled images that must be left out, because the test set holds them."""
+        return self.leaks.rows if self.leaks is not None else np.zeros(0, np.int64)
+
+    def lines(self) -> list[str]:
+        """The report as text, a fact a line."""
+        found = [line for summary in self.summaries for line in summary.lines()]
+        found += [finding.line for finding in self.findings]
+        if self.leaks is not None and not len(self.leaks):
+            found.append("leaks: no labeled image is in the test set")
+        if self.gap is not None:
+            found.append(self.gap.sentence())
+        return found
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as plain values for run.json."""
+        return {
+            "lines": self.lines(),
+            "findings": [{"set": one.where, "text": one.text, "count": one.count} for one in self.findings],
+            "leaked_images": len(self.leaked_rows),
+            "pool_images_looked_at": self.pool_looked_at,
+            "gap": self.gap.value if self.gap is not None else None,
+            "gap_parts": self.gap.parts if self.gap is not None else {},
+        }
+
+
+def check_sets(sets: DataSets, data: DataConfig, *, seed: int, annotations_only: bool = False) -> CheckReport:
+    """Looks at all labeled, selection and test images, and at a seeded sample of the pool.
+
+    Args:
+        sets: what is about to be used.
+        data: how it is read.
+        seed: of the sample.
+        annotations_only: leave the images closed; copies and the domain gap are not looked for then.
+
+    Raises:
+        InputError: images that cannot be used; more than MAX_LEAKED of the labeled images in test; the pool is the
+            test set.
+    """
+    people = {"labeled": sets.labeled, "val": sets.val, "test": sets.test}
+    labeled_sets = {name: index for name, index in people.items() if index is not None}
+    looks = {} if annotations_only else {name: survey(index, data) for name, index in labeled_sets.items()}
+    summaries = [_summary(name, index, looks.get(name)) for name, index in labeled_sets.items()]
+    findings: list[Finding] = []
+    for name, index in labeled_sets.items():
+        findings += annotation_findings(name, index, looks.get(name))
+        findings += image_findings(name, index, looks[name], data) if name in looks else ()
+    findings += _class_findings(labeled_sets)
+    leaks, gap, looked_at = None, None, 0
+    if not annotations_only:
+        leaks = _refuse_leaks(sets, looks)
+        findings += _shared_findings(sets, looks, leaks)
+    if sets.pool is not None:
+        sample = pool_sample(sets.pool, seed)
+        look = None if annotations_only else survey(sample, data, tolerant=True)
+        summaries.insert(1, _summary("pool", sets.pool, look, hidden=True))
+        if look is not None:
+            findings += [*image_findings("pool", sample, look, data), *_pool_findings(look, looks)]
+            gap, looked_at = gap_between(looks["labeled"], look), len(sample)
+    return CheckReport(summaries, findings, leaks, looked_at, gap)
+
+
+def _summary(name: str, index: Index, look: Survey | None, *, hidden: bool = False) -> Summary:
+    sizes = look.sizes[look.usable] if look is not None else index.sizes()
+    extent = _extent(sizes[(sizes > 0).all(axis=1)])
+    if look is not None and len(look) < len(index):
+        extent = f"{grouped(len(look))} images looked at, {extent}"
+    if hidden or not index.annotated:
+        return Summary(name, index.description, len(index), extent, None)
+    columns = index.box_columns()
+    plain = columns.ignore == NOT_IGNORED
+    per_class = np.bincount(columns.labels[plain], minlength=len(index.class_names))
+    per_image = np.bincount(columns.images, minlength=len(index)) if len(index) else np.zeros(1, np.int64)
+    spread = int(per_image.min()), int(np.median(per_image)), int(per_image.max())
+    by_class = dict(zip(index.class_names, per_class.tolist(), strict=True))
+    return Summary(name, index.description, len(index), extent, by_class, spread, _box_sizes(index, look))
+
+
+def _extent(sizes: NDArray[np.int32]) -> str:
+    """Sizes (n, 2) of images in words."""
+    if not len(sizes):
+        return ""
+    area = sizes.astype(np.int64).prod(axis=1)
+    least, most = (f"{sizes[row, 1]} x {sizes[row, 0]}" for row in (area.argmin(), area.argmax()))
+    return f"{least} pixels" if (sizes == sizes[0]).all() else f"{least} to {most} pixels"
+
+
+def _box_sizes(index: Index, look: Survey | None) -> tuple[float, float, float] | None:
+    columns = index.box_columns()
+    boxes, known = pixel_boxes(index, columns, look)
+    spans = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    area = np.where(columns.relative, spans, columns.area)[known]
+    if not len(area):
+        return None
+    small, large = float((area < SMALL_AREA).mean()), float((area >= LARGE_AREA).mean())
+    return small, 1 - small - large, large
+
+
+def _class_findings(labeled_sets: dict[str, Index]) -> Iterator[Finding]:
+    """Classes that are measured but never shown to the teacher."""
+    shown = np.bincount(labeled_sets["labeled"].box_columns().labels, minlength=1)
+    for name, index in labeled_sets.items():
+        counts = np.bincount(index.box_columns().labels, minlength=len(shown))
+        missing = [label for label in np.flatnonzero(counts) if label >= len(shown) or not shown[label]]
+        if missing:
+            names = ", ".join(f"{index.class_names[label]} ({counts[label]})" for label in missing)
+            text = f"boxes of classes without a labeled example, which cannot be learned: {names}"
+            yield Finding(name, text, len(missing))
+
+
+def _refuse_leaks(sets: DataSets, looks: dict[str, Survey]) -> Leaks | None:
+    """Labeled images that are in test.
+
+    Raises:
+        InputError: so many that the split is wrong.
+    """
+    if sets.test is None:
+        return None
+    leaks = leaks_between(looks["labeled"].prints, looks["test"].prints)
+    if len(leaks) > MAX_LEAKED * len(sets.labeled):
+        raise InputError(
+            f"--labeled: {len(leaks)} of {counted(len(sets.labeled), 'image')} are also in the test set "
+            f"({_example(leaks, sets.labeled, sets.test)}); at most {MAX_LEAKED:.0%} may be, and are left out. "
+            "Remove them from one of the two, or leave out --test to have a fifth of the labels split off."
+        )
+    return leaks
+
+
+def _example(leaks: Leaks, labeled: Index, test: Index) -> str:
+    same = "equals" if leaks.exact[0] else "looks like"
+    return f"{labeled.relative_path(int(leaks.rows[0]))} {same} {test.relative_path(int(leaks.twins[0]))}"
+
+
+def _shared_findings(sets: DataSets, looks: dict[str, Survey], leaks: Leaks | None) -> Iterator[Finding]:
+    if leaks is not None and len(leaks) and sets.test is not None:
+        text = f"{counted(len(leaks), 'image')} also in the test set, left out of training"
+        yield Finding("labeled", text, len(leaks), (_example(leaks, sets.labeled, sets.test),))
+    for name, other in (("labeled", sets.labeled), ("test", sets.test)):
+        if sets.val is None or other is None:
+            continue
+        shared = leaks_between(looks["val"].prints, looks[name].prints)
+        if len(shared):
+            text = f"{counted(len(shared), 'image')} also in {name}; what is chosen on them is chosen with hindsight"
+            yield Finding("val", text, len(shared), (_example(shared, sets.val, other),))
+
+
+def _pool_findings(look: Survey, looks: dict[str, Survey]) -> Iterator[Finding]:
+    """Pool images that are also labeled or in test.
+
+    Raises:
+        InputError: the pool is the test set.
+    """
+    usable = int(look.usable.sum())
+    for name in ("test", "labeled"):
+        shared = len(leaks_between(look.prints, looks[name].prints)) if name in looks else 0
+        if name == "test" and shared > EQUAL_POOL * max(usable, 1):
+            raise InputError(
+                f"--unlabeled: {shared} of {usable} sampled images are also in the test set; a pool must hold other "
+                "images. Give images that nothing is measured on."
+            )
+        if shared:
+            text = f"{shared} of {usable} sampled images are also in {name}"
+            remedy = "such are left out as they are labeled" if name == "test" else "they teach nothing new"
+            yield Finding("pool", f"{text}; {remedy}", shared)
