@@ -193,16 +193,15 @@ def _loaded(
         generator=torch.Generator(),  # else it draws from the global one, and a continued training would differ
     )
     batches = iter(loader)
-    while True:
-        try:
-            batch = next(batches, None)
-        except RuntimeError as error:
-            raise _explained(error) from error
-        if batch is None:
-            return
-        if isinstance(batch, InputError):
-            raise batch
-        yield batch
+    try:
+        while (batch := next(batches, None)) is not None:
+            if isinstance(batch, InputError):
+                raise batch
+            yield batch
+    except RuntimeError as error:
+        raise _explained(error) from error
+    finally:
+        del batches  # ends the workers now: a traceback that kept it would let later forks inherit it
 
 
 def _start_worker(worker: int) -> None:

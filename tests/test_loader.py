@@ -1,0 +1,392 @@
+"""Streams of batches: the same for any ranks, workers, micro-batches and after a stop; targets follow their images."""
+
+import os
+import pickle
+import signal
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from tutelage.config import AugmentConfig, DataConfig, PretrainConfig
+from tutelage.data.images import decode, probe
+from tutelage.data.index import Index
+from tutelage.data.loader import (
+    classification_batches,
+    classification_evaluation_batches,
+    collate,
+    epoch_order,
+    evaluation_batches,
+    sample_rng,
+    shown_boxes,
+    streams,
+    train_batches,
+)
+from tutelage.data.loader.pictures import Pictures
+from tutelage.data.loader.samples import TrainSamples
+from tutelage.types import Batch, Boxes, InputError, Sample
+
+CANVAS = (64, 96)
+STRONG = AugmentConfig(level="s4", pixel_scale=0.2)
+PLAIN = AugmentConfig(level="none", jitter=(1.0, 1.0), flip=0.0)
+
+
+def photograph(rng: np.random.Generator, height: int, width: int) -> NDArray[np.uint8]:
+    """Smooth colors, so that JPEG and resampling change little."""
+    coarse = rng.integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def make_index(folder: Path, count: int = 7, *, suffixes: tuple[str, ...] = (".jpg", ".png"), side: int = 150) -> Index:
+    """`count` images, image i with i boxes (image 0 has none)."""
+    rng = np.random.default_rng(3)
+    folder.mkdir(exist_ok=True)
+    names = [f"{row}{suffixes[row % len(suffixes)]}" for row in range(count)]
+    sizes = [(side + 7 * row, side + 60) for row in range(count)]
+    for name, size in zip(names, sizes, strict=True):
+        Image.fromarray(photograph(rng, *size)).save(folder / name)
+    corners = rng.uniform(5, 60, (sum(range(count)), 2))
+    return Index.build(
+        roots=[folder],
+        paths=names,
+        class_names=["a", "b", "c"],
+        sizes=sizes,
+        offsets=np.cumsum([0, *range(count)]),
+        xyxy=np.hstack([corners, corners + rng.uniform(20, 70, corners.shape)]),
+        labels=rng.integers(0, 3, len(corners)),
+        ignore=rng.integers(0, 3, len(corners)),
+        image_class=[row % 3 for row in range(count)],
+    )
+
+
+def options(**changed: Any) -> dict[str, Any]:
+    return {
+        "canvas": CANVAS,
+        "augment": STRONG,
+        "data": DataConfig(),
+        "stream": "labeled",
+        "seed": 5,
+        "round": 1,
+        "batch_size": 4,
+        "first_step": 0,
+        "num_steps": 5,
+        "rank": 0,
+        "world_size": 1,
+        "micro_batches": 1,
+        "workers": 0,
+        "cache_megabytes": 0,
+        "pin": False,
+        **changed,
+    }
+
+
+def rows_of(batch: Batch) -> list[tuple[Any, ...]]:
+    """Every sample of a batch as plain values, without the padding of its boxes."""
+    assert batch.boxes is not None
+    return [
+        (
+            int(batch.image_ids[row]),
+            tuple(batch.sizes[row].tolist()),
+            batch.images[row].contiguous().numpy().tobytes(),
+            batch.matrix[row].numpy().tobytes(),
+            batch.valid[row].numpy().tobytes(),
+            *(
+                getattr(batch.boxes, name)[row][batch.boxes.valid[row]].numpy().tobytes()
+                for name in ("xyxy", "labels", "scores", "ignore")
+            ),
+        )
+        for row in range(len(batch))
+    ]
+
+
+def steps_of(index: Index, **changed: Any) -> list[list[tuple[Any, ...]]]:
+    """The samples of each step, micro-batches behind one another."""
+    stream = train_batches(index, **options(**changed))
+    return [[row for batch in micro_batches for row in rows_of(batch)] for micro_batches in stream]
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
+    folder = tmp_path_factory.mktemp("images")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TUTELAGE_CACHE", str(tmp_path_factory.mktemp("index")))
+        return make_index(folder)
+
+
+@pytest.fixture(scope="module")
+def reference(index: Index) -> list[list[tuple[Any, ...]]]:
+    return steps_of(index)
+
+
+def test_epochs_are_permutations_of_their_own() -> None:
+    orders = [epoch_order(0, "labeled", epoch, 50) for epoch in range(3)]
+    assert all(sorted(order) == list(range(50)) for order in orders)
+    others = [epoch_order(1, "labeled", 0, 50), epoch_order(0, "second", 0, 50)]
+    distinct = {tuple(order.tolist()) for order in [*orders, *others]}
+    assert len(distinct) == 5
+    assert epoch_order(0, "labeled", 0, 50).tolist() == orders[0].tolist()
+
+
+def test_samples_draw_from_generators_of_their_own() -> None:
+    keys = [
+        (0, 0, "a", 0, 0),
+        (1, 0, "a", 0, 0),
+        (0, 1, "a", 0, 0),
+        (0, 0, "b", 0, 0),
+        (0, 0, "a", 1, 0),
+        (0, 0, "a", 0, 1),
+    ]
+    draws = {tuple(sample_rng(*key).integers(0, 1 << 30, 4).tolist()) for key in keys}
+    assert len(draws) == len(keys)
+    # PCG64 of SeedSequence([0, 0, crc32("a"), 0, 0]): the stream's name must hash alike in every process
+    words = np.random.SeedSequence([0, 0, 0xE8B7BE43, 0, 0])
+    assert sample_rng(*keys[0]).random() == np.random.default_rng(words).random()
+
+
+def test_every_epoch_sees_every_image_once_and_batches_cross_epochs(index: Index) -> None:
+    ids = [row[0] for step in steps_of(index, num_steps=7, batch_size=4) for row in step]
+    assert len(ids) == 28
+    assert all(sorted(ids[first : first + 7]) == list(range(7)) for first in range(0, 28, 7))
+    assert ids == [row for epoch in range(4) for row in epoch_order(5, "labeled", epoch, 7)]
+
+
+def test_an_image_looks_different_in_every_epoch_and_stream(index: Index) -> None:
+    views = [row for step in steps_of(index, num_steps=7) for row in step]
+    views += [row for step in steps_of(index, num_steps=7, stream="second") for row in step]
+    views += [row for step in steps_of(index, num_steps=7, round=2) for row in step]
+    assert len({row[2:4] for row in views}) == len(views) == 84
+
+
+@pytest.mark.parametrize("changed", [{"workers": 1}, {"workers": 2}, {"micro_batches": 4}, {"cache_megabytes": 64}])
+def test_batches_do_not_depend_on_how_they_are_loaded(
+    index: Index, reference: list[list[tuple[Any, ...]]], changed: dict[str, int]
+) -> None:
+    assert steps_of(index, **changed) == reference
+
+
+@pytest.mark.parametrize(("world_size", "micro_batches"), [(2, 1), (2, 2), (4, 1)])
+def test_ranks_share_a_step(
+    index: Index, reference: list[list[tuple[Any, ...]]], world_size: int, micro_batches: int
+) -> None:
+    shares = [
+        steps_of(index, rank=rank, world_size=world_size, micro_batches=micro_batches) for rank in range(world_size)
+    ]
+    assert [list(chain.from_iterable(parts)) for parts in zip(*shares, strict=True)] == reference
+
+
+def test_a_stopped_stream_continues(index: Index, reference: list[list[tuple[Any, ...]]]) -> None:
+    assert steps_of(index, first_step=3) == reference[3:]
+    assert steps_of(index, first_step=5) == []
+
+
+def test_micro_batches_come_as_lists_of_a_step(index: Index) -> None:
+    steps = list(train_batches(index, **options(micro_batches=2, num_steps=3)))
+    assert [[len(batch) for batch in step] for step in steps] == [[2, 2]] * 3
+
+
+@pytest.mark.parametrize("changed", [{"batch_size": 5, "world_size": 2}, {"batch_size": 4, "micro_batches": 3}])
+def test_a_batch_that_cannot_be_divided_is_refused(index: Index, changed: dict[str, int]) -> None:
+    with pytest.raises(InputError, match="must be divisible"):
+        train_batches(index, **options(**changed))
+
+
+def test_an_empty_set_is_refused(index: Index) -> None:
+    with pytest.raises(InputError, match="no images"):
+        train_batches(index.select(np.zeros(0, np.int64)), **options())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_global_random_state_is_left_alone(index: Index, workers: int) -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    list(train_batches(index, **options(num_steps=1, workers=workers)))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_batch_is_channels_last_and_its_boxes_are_padded_to_eights(index: Index) -> None:
+    (batch,) = next(train_batches(index, **options(batch_size=7)))
+    assert batch.images.shape == (7, 1, 3, *CANVAS) and batch.images.dtype == torch.uint8
+    assert batch.images[:, 0].is_contiguous(memory_format=torch.channels_last)
+    assert batch.boxes is not None and batch.boxes.xyxy.shape == (7, 8, 4)
+    assert batch.matrix.dtype == torch.float64 and batch.labels is None
+
+
+@pytest.mark.parametrize(("count", "width"), [(0, 8), (8, 8), (9, 16), (16, 16), (17, 24)])
+def test_padding(count: int, width: int) -> None:
+    def sample(boxes: Boxes) -> Sample:
+        return Sample(3, np.zeros((1, 8, 8, 3), np.uint8), np.eye(3)[None], (8, 8), np.array([[8, 8]]), boxes)
+
+    boxes = Boxes.build(np.arange(count * 4).reshape(-1, 4), np.arange(count), ignore=np.ones(count))
+    batch = collate([sample(boxes), sample(Boxes.empty())]).boxes
+    assert batch is not None and batch.valid.shape == (2, width)
+    assert batch.valid.sum(1).tolist() == [count, 0]
+    assert batch.xyxy[0, :count].flatten().tolist() == list(range(count * 4))
+    assert batch.ignore[0].sum() == count and (batch.scores[0, :count] == 1).all()
+
+
+def test_boxes_move_with_their_image(index: Index) -> None:
+    """Without augmentation a box is its annotation, scaled; its ignore flag, label and score come along."""
+    for (batch,) in train_batches(index, **options(augment=PLAIN, batch_size=1, num_steps=7)):
+        row = int(batch.image_ids[0])
+        truth, matrix = index.boxes(row), batch.matrix[0, 0].numpy()
+        assert batch.boxes is not None
+        valid = batch.boxes.valid[0]
+        scale = np.array([matrix[0, 0], matrix[1, 1]] * 2)
+        np.testing.assert_allclose(batch.boxes.xyxy[0][valid], truth.xyxy * scale, atol=1e-3)
+        assert batch.boxes.labels[0][valid].tolist() == truth.labels.tolist()
+        assert batch.boxes.ignore[0][valid].tolist() == truth.ignore.tolist()
+        assert (batch.boxes.scores[0][valid] == 1).all()
+
+
+def test_the_memory_gives_the_bytes_of_the_file_at_every_scale(index: Index) -> None:
+    pictures = Pictures(index, DataConfig(), cache_megabytes=64)
+    for needed in (1.0, 0.6, 0.5, 0.3, 0.25, 0.2, 0.1, 0.3, 1.0, 0.6):
+        for row in range(len(index)):
+            level = next(1 / divisor for divisor in (8, 4, 2, 1) if 1 / divisor >= needed)
+            alone = decode(index.path(row), DataConfig(), needed_scale=level).pixels
+            assert np.array_equal(pictures.pixels(row, needed), alone)
+            assert np.array_equal(pictures.pixels(row, needed), alone)
+
+
+def test_kept_images_are_not_decoded_again(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[Path] = []
+
+    def counted(path: Path, *args: Any, **kwargs: Any) -> Any:
+        decoded.append(path)
+        return decode(path, *args, **kwargs)
+
+    monkeypatch.setattr("tutelage.data.loader.pictures.decode", counted)
+    list(train_batches(index, **options(augment=PLAIN, num_steps=7, cache_megabytes=64)))
+    assert len(decoded) == 7
+    decoded.clear()
+    list(train_batches(index, **options(augment=PLAIN, num_steps=7, cache_megabytes=0)))
+    assert len(decoded) == 28
+
+
+def test_a_set_that_does_not_fit_is_not_opened_ahead(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    probed: list[Path] = []
+    monkeypatch.setattr("tutelage.data.loader.pictures.probe", lambda path: (probed.append(path), probe(path))[1])
+    large = index.select(np.tile(np.arange(7), 5000))  # 3.5 GB decoded; 1 MB holds 8
+    Pictures(large, DataConfig(), cache_megabytes=1)
+    assert len(probed) <= 9
+
+
+def test_workers_share_what_they_decode(index: Index, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    log = tmp_path / "decoded"
+
+    def logged(path: Path, *args: Any, **kwargs: Any) -> Any:
+        with log.open("a") as file:
+            file.write(f"{path.name}\n")
+        return decode(path, *args, **kwargs)
+
+    monkeypatch.setattr("tutelage.data.loader.pictures.decode", logged)
+    changed = options(augment=PLAIN, num_steps=28, cache_megabytes=64, workers=2)
+    list(train_batches(index, **changed))
+    # 112 samples; two workers may decode the same image at the same moment, but never again later
+    assert 7 <= len(log.read_text().splitlines()) <= 14
+
+
+def write_turned(path: Path, pixels: NDArray[np.uint8], orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(path, quality=95, exif=exif)
+
+
+@pytest.mark.parametrize("annotated", ["stored", "shown"])
+def test_boxes_of_a_turned_photograph(tmp_path: Path, annotated: str) -> None:
+    """A red square, stored lying (orientation 6: turn clockwise to show), must be red inside its box on the canvas."""
+    stored = np.full((40, 80, 3), 200, np.uint8)
+    stored[5:15, 50:70] = (255, 0, 0)
+    write_turned(tmp_path / "turned.jpg", stored, 6)
+    box = {"stored": (50, 5, 70, 15), "shown": (25, 50, 35, 70)}[annotated]
+    size = {"stored": (40, 80), "shown": (80, 40)}[annotated]
+    index = Index.build(
+        roots=[tmp_path], paths=["turned.jpg"], class_names=["x"], sizes=[size], offsets=[0, 1], xyxy=[box], labels=[0]
+    )
+    assert shown_boxes(index, 0, DataConfig()).xyxy.tolist() == [[25, 50, 35, 70]]
+    (batch,) = next(train_batches(index, **options(augment=PLAIN, batch_size=1, canvas=(80, 80))))
+    assert batch.boxes is not None
+    x1, y1, x2, y2 = batch.boxes.xyxy[0, 0].round().int().tolist()
+    inside = batch.images[0, 0, :, y1 + 2 : y2 - 2, x1 + 2 : x2 - 2].float().mean((1, 2))
+    assert inside[0] > 200 and inside[1] < 60
+    assert batch.sizes.tolist() == [[80, 40]]
+
+
+def test_evaluation_goes_through_the_rows_in_order(index: Index) -> None:
+    shared: dict[str, Any] = dict(canvas=CANVAS, data=DataConfig(), device_batch_size=3, tolerant=False)
+    plain = list(evaluation_batches(index, workers=0, **shared))
+    assert [batch.image_ids.tolist() for batch, _ in plain if batch] == [[0, 1, 2], [3, 4, 5], [6]]
+    rows = np.array([6, 2, 5, 0])
+    some = list(evaluation_batches(index, rows=rows, workers=2, **shared))
+    assert [batch.image_ids.tolist() for batch, _ in some if batch] == [[6, 2, 5], [0]]
+    first, last = some[0][0], plain[2][0]
+    assert first is not None and last is not None and first.boxes is None
+    assert torch.equal(first.images[0], last.images[0])
+    height, width = first.sizes[0].tolist()
+    scale = min(CANVAS[0] / height, CANVAS[1] / width)
+    assert first.valid[0, 0].tolist() == [round(height * scale), round(width * scale)]
+    assert list(evaluation_batches(index, rows=np.zeros(0, np.int64), workers=2, **shared)) == []
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_broken_images(tmp_path: Path, workers: int) -> None:
+    index = make_index(tmp_path, 6)
+    (tmp_path / "2.jpg").write_bytes(b"not an image")
+    (tmp_path / "3.png").write_bytes((tmp_path / "3.png").read_bytes()[:500])
+    (tmp_path / "5.png").unlink()
+    shared: dict[str, Any] = dict(canvas=CANVAS, data=DataConfig(), device_batch_size=2, workers=workers)
+    seen = list(evaluation_batches(index, tolerant=True, **shared))
+    assert [batch.image_ids.tolist() if batch else None for batch, _ in seen] == [[0, 1], None, [4]]
+    skipped = [each for _, some in seen for each in some]
+    assert [each.image_id for each in skipped] == [2, 3, 5]
+    assert all(name in each.reason for name, each in zip(("2.jpg", "3.png", "5.png"), skipped, strict=True))
+    with pytest.raises(InputError, match=r"^\S*2\.jpg: is not an image"):
+        list(evaluation_batches(index, tolerant=False, **shared))
+    with pytest.raises(InputError, match=r"^\S*[235]\.(jpg|png): "):
+        list(train_batches(index, **options(workers=workers)))
+
+
+class Deadly:
+    """Samples that end their process."""
+
+    def __getitem__(self, key: int) -> Any:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_dies_is_explained() -> None:
+    with pytest.raises(InputError, match=r"a worker process died .*runtime\.workers"):
+        list(streams._loaded(Deadly(), [[0], [1]], collate, workers=1))
+
+
+def test_classification(index: Index) -> None:
+    pretrain = PretrainConfig(size=32)
+    steps = list(classification_batches(index, pretrain=pretrain, **options(num_steps=3)))
+    assert len(steps) == 3
+    for (batch,) in steps:
+        assert batch.images.shape == (4, 1, 3, 32, 32) and batch.boxes is None and batch.labels is not None
+        assert batch.labels.tolist() == [row % 3 for row in batch.image_ids.tolist()]
+    again = list(classification_batches(index, pretrain=pretrain, **options(num_steps=3, workers=2)))
+    assert all(torch.equal(one.images, two.images) for (one,), (two,) in zip(steps, again, strict=True))
+    rows = np.array([4, 0, 2])
+    (whole,) = classification_evaluation_batches(
+        index, pretrain=pretrain, data=DataConfig(), device_batch_size=8, rows=rows, workers=0
+    )
+    assert whole.labels is not None and whole.labels.tolist() == [1, 0, 2]
+
+
+def test_samples_survive_a_spawned_worker(index: Index) -> None:
+    """Where processes are spawned, samples travel by pickle; the memory stays behind and the bytes are the same."""
+    draw = partial(streams._detection_plan, STRONG, CANVAS)
+    samples = TrainSamples(Pictures(index, DataConfig(), 64), draw, partial(sample_rng, 0, 0, "labeled"), "boxes")
+    travelled = pickle.loads(pickle.dumps(samples))
+    for row in range(3):
+        here, there = samples[(0, row)], travelled[(0, row)]
+        assert isinstance(here, Sample) and isinstance(there, Sample)
+        assert np.array_equal(here.images, there.images)
