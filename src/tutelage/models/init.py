@@ -189,10 +189,16 @@ def _load_ours(model: RetinaNet | Classifier, folder: Path) -> LoadReport:
     state, own = read_state(folder / WEIGHTS), model.state_dict()
     whole = isinstance(model, RetinaNet) and card["kind"] == "detector"
     taken = {name: tensor for name, tensor in state.items() if whole or name.startswith(("backbone.", "normalize."))}
-    for name in [name for name in taken if name.startswith(MADE_FOR_CLASSES)]:
-        if card["num_classes"] != model.num_classes:
-            del taken[name]
-    return _copy(own, {name: tensor for name, tensor in taken.items() if name in own}, state, str(folder))
+    if card["num_classes"] != model.num_classes:
+        taken = {name: tensor for name, tensor in taken.items() if not name.startswith(MADE_FOR_CLASSES)}
+    odd = [name for name in taken if name not in own]
+    odd += [name for name in own if whole and name not in state]
+    if odd:
+        raise InputError(
+            f"model.init: {folder} shares {len(set(own) & set(taken))} of {len(own)} tensors with this model (first "
+            f"that only one has: '{odd[0]}'); it was saved by another network. Make model.* equal to its {CARD}'s."
+        )
+    return _copy(own, taken, state, str(folder))
 
 
 def _load_backbone(model: RetinaNet | Classifier, state: Mapping[str, Tensor], source: str) -> LoadReport:
@@ -237,7 +243,7 @@ def _refuse_mismatches(own: Mapping[str, Tensor], taken: Mapping[str, Tensor], s
     if wrong:
         name = wrong[0]
         raise InputError(
-            f"model.init: {len(wrong)} tensors of {source} have other shapes than this model's (first: '{name}' is "
+            f"{source}: {len(wrong)} tensors have other shapes than this model's (first: '{name}' is "
             f"{tuple(taken[name].shape)}, must be {tuple(own[name].shape)}); it was saved by another network. "
             "Make model.* equal to that network's, or give another file."
         )

@@ -32,6 +32,7 @@ class Targets(NamedTuple):
 
     matched: Tensor  # (B, A) int32: number of the box in the batch's padded boxes, -1 negative, -2 ignored
     num_positives: Tensor  # () int64
+    anchors: Tensor  # (A, 4), the task's own
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class DetectionTask:
         left_out = boxes.ignore * boxes.valid if ignored == "mask" else torch.zeros_like(boxes.ignore)
         anchors = self.anchors(_canvas_of(batch), batch.images.device)
         matched = match_anchors(anchors, boxes.xyxy, normal, left_out)
-        return Targets(matched, (matched >= 0).sum())
+        return Targets(matched, (matched >= 0).sum(), anchors)
 
     def loss_sums(self, outputs: DetectionOutputs, batch: Batch, targets: Targets) -> dict[str, Tensor]:
         """Sums over a batch, to be divided by the positives of all devices + 1.
@@ -78,7 +79,7 @@ class DetectionTask:
         positive, number = matched >= 0, matched.clamp(min=0)
         classes = torch.where(positive, boxes.labels.gather(1, number), matched)
         corners = boxes.xyxy.gather(1, number[..., None].expand(-1, -1, 4))
-        deltas = encode(corners, self.anchors(_canvas_of(batch), corners.device))
+        deltas = encode(corners, targets.anchors)
         box = huber_sum(outputs.deltas, deltas, positive, delta=constants.huber_delta)
         return {
             "class": focal_sum(outputs.logits, classes, alpha=constants.focal_alpha, gamma=constants.focal_gamma),

@@ -1,0 +1,118 @@
+"""timm networks behind one interface."""
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from tutelage.config import NormConfig
+from tutelage.models.backbones import (
+    IMAGENET_WEIGHTS,
+    NOISY_STUDENT_WEIGHTS,
+    build_backbone,
+    pretrained_weights,
+    to_sync_batchnorm,
+    weights_name,
+)
+from tutelage.types import InputError
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "efficientnet_b0", "convnext_atto", "mobilenetv3_small_050"])
+def test_features_at_the_strides_that_were_asked_for(name: str) -> None:
+    backbone = build_backbone(name, levels=(3, 4, 5)).eval()
+    assert backbone.strides == [8, 16, 32]
+    with torch.no_grad():
+        features = backbone(torch.zeros(1, 3, 64, 96))
+    assert [tuple(each.shape) for each in features] == [
+        (1, channels, 64 // stride, 96 // stride)
+        for channels, stride in zip(backbone.channels, backbone.strides, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [
+        ("resnet50", [512, 1024, 2048]),
+        ("resnet101", [512, 1024, 2048]),
+        ("tf_efficientnet_b7", [80, 224, 640]),  # level 4 is the end of stage 5
+        ("tf_efficientnet_l2", [176, 480, 1376]),
+    ],
+)
+def test_channels_of_the_papers_networks(name: str, channels: list[int]) -> None:
+    with torch.device("meta"):
+        assert build_backbone(name).channels == channels
+
+
+def test_stages_above_the_coarsest_level_are_not_built() -> None:
+    with torch.device("meta"):
+        whole, cut = build_backbone("resnet10t"), build_backbone("resnet10t", levels=(3, 4))
+    assert set(cut.state_dict()) < set(whole.state_dict())
+    assert not any("layer4" in name for name in cut.state_dict())
+
+
+def test_batchnorm_constants_are_ours_or_the_networks_own() -> None:
+    with torch.device("meta"):
+        shared = build_backbone("tf_efficientnet_b0", norm=NormConfig(momentum=0.02, eps=1e-4))
+        own = build_backbone("tf_efficientnet_b0")
+    norms = [module for module in shared.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert norms and {(norm.momentum, norm.eps) for norm in norms} == {(0.02, 1e-4)}
+    norms = [module for module in own.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert {norm.eps for norm in norms} == {1e-3}  # EfficientNet's
+
+
+def test_every_batchnorm_starts_at_one() -> None:
+    norms = [module for module in build_backbone("resnet10t").modules() if isinstance(module, nn.BatchNorm2d)]
+    assert len(norms) > 10 and all((norm.weight == 1).all() for norm in norms)
+
+
+def test_drop_path_grows_linearly() -> None:
+    with torch.device("meta"):
+        backbone = build_backbone("tf_efficientnet_b0", drop_path=0.2)
+    rates = [module.drop_prob for module in backbone.modules() if hasattr(module, "drop_prob")]
+    torch.testing.assert_close(rates, [0.2 * block / 16 for block in range(1, 16)])
+
+
+def test_synchronized_batchnorm_keeps_the_fused_activation() -> None:
+    with torch.device("meta"):
+        converted = to_sync_batchnorm(build_backbone("efficientnet_b0"))
+    norms = [module for module in converted.modules() if isinstance(module, nn.SyncBatchNorm)]
+    assert norms and not any(type(module) is nn.BatchNorm2d for module in converted.modules())
+    assert any(isinstance(getattr(norm, "act", None), nn.SiLU) for norm in norms)
+
+
+def test_an_unknown_network_is_answered_with_near_names() -> None:
+    with pytest.raises(InputError, match=r"knows no model 'resnet5o'.*Did you mean .*'resnet50'"):
+        build_backbone("resnet5o")
+
+
+def test_a_network_without_stages_is_refused() -> None:
+    with pytest.raises(InputError, match=r"vit_tiny_patch16_224 has features at strides \[16, 16, 16\]"):
+        build_backbone("vit_tiny_patch16_224")
+    with pytest.raises(InputError, match=r"convnext_atto has features at strides .*Choose"):
+        build_backbone("convnext_atto", levels=(1, 2, 3))
+
+
+@pytest.mark.parametrize("init", ["imagenet", "imagenet++"])
+def test_every_name_in_the_tables_is_one_of_timms(init: str) -> None:
+    table = IMAGENET_WEIGHTS if init == "imagenet" else NOISY_STUDENT_WEIGHTS
+    known = set(timm.list_pretrained())
+    assert {weights_name(name, init) for name in table} <= known
+
+
+def test_weights_of_other_networks_are_imagenet_alone() -> None:
+    assert weights_name("convnext_atto", "imagenet") == "convnext_atto.d2_in1k"
+    assert weights_name("tf_efficientnet_b7", "imagenet") == "tf_efficientnet_b7.aa_in1k"
+    assert weights_name("tf_efficientnet_b7", "imagenet++") == "tf_efficientnet_b7.ns_jft_in1k"
+    with pytest.raises(InputError, match=r"imagenet\+\+ has no weights for resnet50.*tf_efficientnet_l2"):
+        weights_name("resnet50", "imagenet++")
+    with pytest.raises(InputError, match="imagenet has no weights for tf_efficientnet_l2"):
+        weights_name("tf_efficientnet_l2", "imagenet")
+
+
+def test_a_failed_download_says_how_to_hand_over_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*_: object, **__: object) -> nn.Module:
+        raise FileNotFoundError("cannot find the requested files in the local cache")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(InputError, match=r"resnet50\.tv_in1k.*could not be downloaded.*model\.init=PATH/model\.safet"):
+        pretrained_weights("resnet50", "imagenet")
