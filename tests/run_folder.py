@@ -258,7 +258,15 @@ def run_record(
         },
         "notes": ["formats were detected: COCO json, plain folder"],
         "check": {
-            "lines": ["labeled: 2 near-duplicates (kept in one group)", "leaks: 0 labeled images are also in test"],
+            "lines": [
+                "labeled: COCO json train.json: 20 images, 92 boxes, 4 classes",
+                "labeled: 256 x 192; 2 to 7 boxes an image, median 5; 61% small, 39% medium, 0% large",
+                "pool: folder of images: 60 images",
+                "labeled: 2 images are near-copies of others",
+                "leaks: no labeled image is in the test set",
+                "Domain gap 0.2 standard deviations (color 0.2, size 0.0, sharpness 0.1; 60 pool images): "
+                "the pool looks like the labeled images.",
+            ],
             "gap": 0.213,
         },
         "teacher_converged": False,

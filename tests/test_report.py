@@ -91,7 +91,9 @@ def test_the_page_says_what_the_record_says(run: Path) -> None:
     assert "optimistic" in page.text
     assert typeset(record["convergence"]) in page.text
     assert record["command"] in page.text and record["config_hash"] in page.text
-    assert "boxes clipped 3" in page.text
+    assert "boxes clipped 3" in page.text and "Domain gap 0.2" in page.text
+    assert "leaks no labeled image is in the test set" in page.text
+    assert "could not be shown" not in page.text, "pool images are found through the recorded roots"
     assert "score_threshold: 0.5" in page.text
 
 
@@ -131,7 +133,9 @@ def test_untrusted_names_stay_text(tmp_path: Path) -> None:
         table = pq.read_table(place)
         paths = [f"gone/{evil}{number}.jpg" for number in range(len(table))]
         pq.write_table(table.set_column(table.column_names.index("path"), "path", [paths]), place)
-    change_record(run / "run.json", command=evil, notes=[evil], verdict=evil, check={"lines": [evil], evil: 1})
+    change_record(
+        run / "run.json", command=evil, notes=[evil], verdict=evil, check={"lines": [evil, f"{evil}: {evil}"]}
+    )
     page = page_of(run)
     assert not page.named("script")
     assert all("onload" not in attributes for _, attributes in page.tags)

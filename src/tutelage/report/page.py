@@ -7,7 +7,7 @@ the page's content policy allows neither scripts nor the network.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ def write_report(run_folder: Path) -> Path:
         "class_table": arms.class_table(run, models, class_names),
         "measurements": _measurements(run),
         "sets": _sets(run.record.get("data", {})),
-        "check_facts": _flat(run.record.get("check") or {}),
+        "check": _by_topic((run.record.get("check") or {}).get("lines") or ()),
         "trainings": training_figures(run),
         "recall": recall_figures(models, class_names),
         "pseudo": pseudo_labels(run, class_names, album),
@@ -145,18 +145,14 @@ def _sets(data: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{"title": title, **data[name]} for name, title in titles.items() if data.get(name)]
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Plain values of the check's findings, nested ones under `outer: inner`; its lines are printed apart."""
-    found: list[tuple[str, str]] = []
-    for key, value in tree.items():
-        title = f"{prefix}{key}".replace("_", " ")
-        if isinstance(value, Mapping):
-            found += _flat(value, f"{title}: ")
-        elif isinstance(value, float):
-            found.append((title, f"{value:.3g}"))
-        elif isinstance(value, int | str):
-            found.append((title, str(value)))
-    return found
+def _by_topic(lines: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """The check's lines under what they begin with: `labeled: 20 images` is about `labeled`."""
+    topics: dict[str, list[str]] = {}
+    for line in lines:
+        topic, colon, text = line.partition(": ")
+        named = bool(colon) and " " not in topic
+        topics.setdefault(topic if named else "", []).append(text if named else line)
+    return list(topics.items())
 
 
 def _comparison(models: list[Model], class_names: tuple[str, ...], album: Album, seed: int) -> Comparison | None:

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from tutelage.files import read_json
 from tutelage.types import NOT_IGNORED, Boxes, InputError
 
 SCORE_BINS = 40
@@ -91,10 +92,10 @@ def read_run(folder: Path) -> Run:
             f"{folder}: no run.json; a report needs a finished run, and run.json is written last. "
             "Give the folder of a finished run, or continue this one with the command that started it."
         )
-    record = _read_json(place)
+    record = read_json(place)
     config = folder / "config.yaml"
     stages = {
-        name: Stage(name, folder / relative, _read_json(folder / relative / "run.json"))
+        name: Stage(name, folder / relative, read_json(folder / relative / "run.json"))
         for name, relative in record.get("stages", {}).items()
         if (folder / relative / "run.json").is_file()
     }
@@ -156,16 +157,6 @@ def thresholds_per_class(threshold: float | Mapping[str, float], class_names: tu
     if isinstance(threshold, Mapping):
         return np.array([threshold.get(name, np.inf) for name in class_names], dtype=np.float32)
     return np.full(len(class_names), threshold, dtype=np.float32)
-
-
-def _read_json(place: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(place.read_text())
-    except json.JSONDecodeError as error:
-        raise InputError(f"{place}: not valid JSON ({error}). Run the command again with --overwrite.") from None
-    if not isinstance(record, dict):
-        raise InputError(f"{place}: holds {type(record).__name__}; it must be an object. Run the command again.")
-    return record
 
 
 def _columns(place: Path) -> dict[str, NDArray[Any]]:
