@@ -319,6 +319,24 @@ def test_boxes_of_a_turned_photograph(tmp_path: Path, annotated: str) -> None:
     assert batch.sizes.tolist() == [[80, 40]]
 
 
+def test_predicted_boxes_are_never_turned(tmp_path: Path) -> None:
+    """A model sees a photo as shown: its boxes stay, though human ones are declared to be `stored`."""
+    write_turned(tmp_path / "upside_down.jpg", np.full((40, 40, 3), 200, np.uint8), 3)
+    human = Index.build(
+        roots=[tmp_path],
+        paths=["upside_down.jpg"],
+        class_names=["x"],
+        sizes=[(40, 40)],
+        offsets=[0, 1],
+        xyxy=[(0, 0, 10, 20)],
+        labels=[0],
+    )
+    predicted = human.with_boxes([0, 1], [(0, 0, 10, 20)], [0], class_names=["x"], scores=[0.5])
+    data = DataConfig(boxes_in="stored")
+    assert shown_boxes(human, 0, data).xyxy.tolist() == [[30, 20, 40, 40]]
+    assert shown_boxes(predicted, 0, data).xyxy.tolist() == [[0, 0, 10, 20]]
+
+
 def test_evaluation_goes_through_the_rows_in_order(index: Index) -> None:
     shared: dict[str, Any] = dict(canvas=CANVAS, data=DataConfig(), device_batch_size=3, tolerant=False)
     plain = list(evaluation_batches(index, workers=0, **shared))

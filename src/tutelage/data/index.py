@@ -29,7 +29,7 @@ from tutelage.data.images import probe
 from tutelage.files import atomic, read_json, write_json
 from tutelage.types import Boxes, InputError
 
-LAYOUT = 1
+LAYOUT = 2
 """Changes whenever columns or readers change what they write, so that caches of older code are not used."""
 CHUNK = 65_536  # images hashed or copied at once
 
@@ -115,6 +115,7 @@ class Index:
         counts: Mapping[str, int] | None = None,
         declared: bool = True,
         annotated: bool = True,
+        shown: bool = False,
         folder: Path | None = None,
     ) -> Self:
         """Writes columns to files and opens them.
@@ -137,6 +138,7 @@ class Index:
             counts: what was mended or dropped.
             declared: whether the source lists its classes, or they were collected from its boxes.
             annotated: whether a person said what is in the images (without boxes: nothing).
+            shown: whether the boxes are known to refer to pictures as shown (predictions), whatever their EXIF says.
             folder: where to write; when None a cache folder named by the content.
         """
         count = len(paths)
@@ -172,6 +174,7 @@ class Index:
             "counts": dict(counts or {}),
             "declared": declared,
             "annotated": annotated,
+            "shown": shown,
         }
         return cls._write(images, boxes, meta, folder)
 
@@ -247,6 +250,11 @@ class Index:
     def annotated(self) -> bool:
         """Whether a person said what is in the images."""
         return bool(self._meta["annotated"])
+
+    @property
+    def shown(self) -> bool:
+        """Whether the boxes are known to refer to pictures as shown, whatever their EXIF orientation."""
+        return bool(self._meta["shown"])
 
     @cached_property
     def roots(self) -> tuple[Path, ...]:
@@ -399,6 +407,7 @@ class Index:
             ignore=ignore,
             scores=scores,
             description=description,
+            shown=True,
             folder=folder,
         )
 

@@ -30,7 +30,7 @@ def shown_boxes(index: Index, row: int, data: DataConfig, info: ImageInfo | None
         InputError: the image has boxes and its header cannot be read.
     """
     boxes = index.boxes(row)
-    if not len(boxes):
+    if index.shown or not len(boxes):
         return boxes
     xyxy, _ = oriented_boxes(boxes.xyxy, index.size(row), info or probe(index.path(row)), data.boxes_in)
     return replace(boxes, xyxy=xyxy.astype(np.float32))
