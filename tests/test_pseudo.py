@@ -166,7 +166,7 @@ def test_a_stopped_labeling_continues(tmp_path: Path, pool: Index) -> None:
     # killed between the two tables of part 2, and while writing one of part 0
     write_parts(writer, make_outcomes(), pool, parts=[2])
     (tmp_path / "store" / "part-00002.images.parquet").unlink()
-    (tmp_path / "store" / ".part-00000.boxes.parquet.77.tmp").write_bytes(b"PAR1 half")
+    (tmp_path / "store" / ".tmp-77-part-00000.boxes.parquet").write_bytes(b"PAR1 half")
     with pytest.raises(InputError, match="no finished pseudo-label store"):
         open_store(tmp_path / "store")
     kept = (tmp_path / "store" / "part-00001.images.parquet").stat().st_mtime_ns
@@ -238,7 +238,7 @@ def test_a_disk_that_fills_up_at_any_file(
         patch.setattr(Path, "write_text", spoil(Path.write_text))
         with pytest.raises(InputError, match="the disk is full"):
             make_store(tmp_path / "store", pool)
-    assert not list((tmp_path / "store").glob("*.tmp")) and not (tmp_path / "store" / "manifest.json").exists()
+    assert not list((tmp_path / "store").glob(".tmp-*")) and not (tmp_path / "store" / "manifest.json").exists()
     make_store(tmp_path / "store", pool)
     make_store(tmp_path / "whole", pool)
     assert contents(tmp_path / "store") == contents(tmp_path / "whole")

@@ -24,6 +24,7 @@ TINY = (
     "eval.resamples=20",
     "runtime.device=cpu",
     "runtime.workers=0",
+    "runtime.threads=1",  # two threads on a busy machine wait for each other
 )
 
 

@@ -24,7 +24,7 @@ def atomic(path: Path) -> Iterator[Path]:
     Raises:
         InputError: the disk is full, or the folder cannot be written to.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")  # some writers go by the suffix
     try:
         yield temporary
         os.replace(temporary, path)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from tutelage.config import RunConfig
 from tutelage.data.index import Index, join
 from tutelage.data.readers import open_index
+from tutelage.data.writers import Record, write_coco, write_voc, write_yolo
 from tutelage.files import read_json
 from tutelage.models.init import load_model
 from tutelage.models.model import RetinaNet
@@ -17,6 +19,7 @@ from tutelage.workflows.options import Paths, resolve
 from tutelage.workflows.stages import Stage, given_model
 
 TASKS = {"detection": DetectionTask}
+EXPORTS = {"coco": write_coco, "yolo": write_yolo, "voc": write_voc}
 
 
 def build_task(config: RunConfig, class_names: tuple[str, ...]) -> DetectionTask:
@@ -59,3 +62,10 @@ def load_detector(stage: Stage) -> RetinaNet:
             "a pre-trained backbone is what model.init takes."
         )
     return model
+
+
+def export_boxes(format: str, folder: Path, records: Iterable[Record], class_names: Sequence[str]) -> Path:
+    """Writes scored boxes in a format of `EXPORTS`; returns the file (COCO json) or folder that was written."""
+    target = folder / "boxes.json" if format == "coco" else folder
+    EXPORTS[format](target, records, class_names, with_scores=True)
+    return target

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from tutelage.augment.sheet import contact_sheet as augmentation_sheet
-from tutelage.data.check import CheckReport, check_sets, contact_sheet
+from tutelage.data.check import CheckReport, check_sets
 from tutelage.data.images import decode
 from tutelage.data.index import Index
 from tutelage.data.loader import shown_boxes
+from tutelage.data.sheets import contact_sheet
 from tutelage.data.sources import open_sources
 from tutelage.workflows.options import Paths, require_sources, resolve
 from tutelage.workflows.stages import console

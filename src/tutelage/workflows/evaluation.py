@@ -17,6 +17,7 @@ from tutelage.config import RunConfig
 from tutelage.data.duplicates import near_duplicate_groups
 from tutelage.data.index import Index
 from tutelage.data.loader import evaluation_batches, shown_boxes
+from tutelage.data.splits import group_ids, merge_groups
 from tutelage.engine.progress import Progress
 from tutelage.engine.runtime import Runtime, launch
 from tutelage.files import atomic, read_json
@@ -78,7 +79,7 @@ def evaluate(
     card: dict[str, Any] = read_json(trained.model_folder / "model.json")
     index = sets.with_classes(tuple(card["class_names"]))
     task = build_task(config, index.class_names)
-    groups = near_duplicate_groups(index, config.data)
+    groups = merge_groups(group_ids(index, config.data.group), near_duplicate_groups(index, config.data))
     stage = launch(config.runtime, _evaluate, out, config, task, trained, index, groups)
     record = stage.record
     console.print(figure_lines(record["metrics"], record["intervals"]))

@@ -15,14 +15,13 @@ from tutelage.data.duplicates import HashBook
 from tutelage.data.index import Index
 from tutelage.data.loader import evaluation_batches
 from tutelage.data.pseudo import Leak, Manifest, StoreWriter, open_store, store_index
-from tutelage.data.writers import WRITERS
 from tutelage.engine.progress import Progress
 from tutelage.engine.runtime import Runtime, launch
 from tutelage.files import read_json
 from tutelage.models.model import RetinaNet
 from tutelage.tasks.detection import DetectionTask
 from tutelage.types import Batch, InputError, Prediction, Skipped
-from tutelage.workflows.assembly import build_task, load_detector, open_all, open_model
+from tutelage.workflows.assembly import EXPORTS, build_task, export_boxes, load_detector, open_all, open_model
 from tutelage.workflows.options import Paths, require_sources
 from tutelage.workflows.stages import Place, Stage, console, run_stage
 
@@ -60,8 +59,8 @@ def label(
     Returns:
         The store's record, as in `out/run.json`.
     """
-    if export and export not in WRITERS:
-        raise InputError(f"--export: unknown format {export!r}; choose one of {', '.join(WRITERS)}.")
+    if export and export not in EXPORTS:
+        raise InputError(f"--export: unknown format {export!r}; choose one of {', '.join(EXPORTS)}.")
     out = Path(out)
     teacher, config = open_model(
         model, recipe, overrides, device=device, devices=devices, unlabeled=unlabeled, test=test
@@ -79,7 +78,7 @@ def label(
         store = open_store(out)
         kept = store_index(store, pool, config.pseudo)
         records = ((kept.relative_path(row), kept.size(row), kept.boxes(row)) for row in range(len(kept)))
-        written = WRITERS[export](out / "export", records, kept.class_names, with_scores=True)
+        written = export_boxes(export, out / "export", records, kept.class_names)
         console.print(f"Exported {len(kept)} images to {written}")
     return record
 

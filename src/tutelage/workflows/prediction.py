@@ -9,14 +9,13 @@ import numpy as np
 from PIL import Image
 
 from tutelage.config import RunConfig
-from tutelage.data.check import draw_boxes
 from tutelage.data.images import decode
 from tutelage.data.index import Index
-from tutelage.data.writers import WRITERS
+from tutelage.data.sheets import draw_boxes
 from tutelage.engine.runtime import Runtime, launch
 from tutelage.files import read_json
 from tutelage.types import Boxes, InputError, Prediction, Skipped
-from tutelage.workflows.assembly import build_task, load_detector, open_all, open_model
+from tutelage.workflows.assembly import build_task, export_boxes, load_detector, open_all, open_model
 from tutelage.workflows.labeling import Outcome, label_images
 from tutelage.workflows.options import Paths
 from tutelage.workflows.stages import Stage, console
@@ -64,7 +63,7 @@ def predict(
     if not found:
         raise InputError(f"{', '.join(config.sources.unlabeled)}: no image could be read. Give image files or folders.")
     records = ((images.relative_path(one.image_id), one.size, one.boxes or Boxes.empty()) for one in found)
-    written = WRITERS[format](Path(out), records, class_names, with_scores=True)
+    written = export_boxes(format, Path(out), records, class_names)
     if pictures:
         _write_pictures(Path(out) / "pictures", images, found, class_names, config)
     console.print(f"{len(found)} images, {len(outcomes) - len(found)} skipped. Boxes: {written}")

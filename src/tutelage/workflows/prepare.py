@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tutelage.config import RunConfig
+from tutelage.config import DataConfig, RunConfig
 from tutelage.data.check import CheckReport, check_sets
 from tutelage.data.duplicates import near_duplicate_groups
 from tutelage.data.index import Index
 from tutelage.data.sources import DataSets, open_sources
+from tutelage.data.splits import group_ids, merge_groups
 from tutelage.types import InputError
 
 
@@ -36,21 +38,27 @@ class Prepared:
         return {name: index.fingerprint for name, index in named.items() if index is not None}
 
 
-def prepare(config: RunConfig, *, split_test: bool = True) -> Prepared:
+def prepare(config: RunConfig) -> Prepared:
     """Opens and checks the data; labeled images that are also in the test set are taken out.
 
     Raises:
         InputError: from readers and check; or no labeled image is left.
     """
-    sets = open_sources(config.sources, config.data, seed=config.seed)
+    groups = partial(near_duplicate_groups, data=config.data)
+    sets = open_sources(config.sources, config.data, seed=config.seed, groups=groups)
     report = check_sets(sets, config.data, seed=config.seed)
     if len(report.leaked_rows):
         keep = np.setdiff1d(np.arange(len(sets.labeled)), report.leaked_rows)
         sets = replace(sets, labeled=sets.labeled.select(keep))
     if len(sets.labeled) == 0:
         raise InputError("--labeled: no image is left to train on. Give labeled images that are not in the test set.")
-    return Prepared(sets, _groups(sets.test, config), _groups(sets.val, config), report)
+    test_groups, val_groups = (
+        resampling_groups(index, config.data) if index is not None else np.zeros(0, np.int64)
+        for index in (sets.test, sets.val)
+    )
+    return Prepared(sets, test_groups, val_groups, report)
 
 
-def _groups(index: Index | None, config: RunConfig) -> NDArray[np.int64]:
-    return near_duplicate_groups(index, config.data) if index is not None else np.zeros(0, np.int64)
+def resampling_groups(index: Index, data: DataConfig) -> NDArray[np.int64]:
+    """(n,) numbers of images that count as one: near-duplicates, and what `data.group` keeps together."""
+    return merge_groups(group_ids(index, data.group), near_duplicate_groups(index, data))

@@ -66,7 +66,7 @@ def train(
         labeled: labeled data.
         out: the run folder; the same call on an unfinished run continues it.
         unlabeled: with `pseudo`, the pool that the store was made of.
-        test: measured on at the end, when given; leaks into it are taken out of the labels.
+        test: measured on at the end; a part of the labels when not given.
         val: selection split, measured on along the training.
         task: what a label means.
         labeled_list: text file of the images that keep their labels.
@@ -98,7 +98,7 @@ def train(
         console.print(f"{out}: finished earlier.")
         return dict(read_json(out / "run.json"))
     require_sources(config, "labeled")
-    prepared = prepare(config, split_test=False)
+    prepared = prepare(config)
     console.print("\n".join(prepared.check.lines()))
     pin_data(out, prepared.fingerprints)
     entering: dict[str, Stage] = {}
@@ -177,16 +177,11 @@ def train_student(
         repeat: counts from 0; added to the seed.
     """
     student = config.student.model_copy(update={"second_stream": second_stream})
-    second = {
-        "pool": lambda: {"store": pseudo.hash if pseudo else "", "pseudo": config.pseudo.model_dump(mode="json")},
-        "labeled": lambda: {"ratio": config.pseudo.ratio},
-        "hidden": lambda: {"ratio": config.pseudo.ratio, "hidden": data.pool.fingerprint if data.pool else ""},
-    }[second_stream]()
     key = {
         **_base_key(config, student, data),
         "seed": config.seed + repeat,
         "round": round_,
-        "second": second,
+        "second": _second_key(config, data, second_stream, pseudo),
         "init": init.hash if student.init == "teacher" else config.model.init,
     }
 
@@ -200,6 +195,15 @@ def train_student(
         return _train_and_save(stage, training, runtime, config)
 
     return run_stage(place, name, key, runtime, work)
+
+
+def _second_key(config: RunConfig, data: DataSets, second_stream: str, pseudo: Stage | None) -> dict[str, Any]:
+    """What the second stream adds to the stage's key: the control's depends on no pool."""
+    if second_stream == "pool":
+        assert pseudo is not None, "the graph labels the pool before a student trains on it"
+        return {"store": pseudo.hash, "pseudo": config.pseudo.model_dump(mode="json")}
+    hidden = data.pool.fingerprint if second_stream == "hidden" and data.pool is not None else ""
+    return {"ratio": config.pseudo.ratio, "hidden": hidden}
 
 
 def _initial_weights(task: DetectionTask, config: RunConfig, student: StudentConfig, init: Stage) -> RetinaNet:
