@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import math
 import struct
 import zlib
 from dataclasses import dataclass
@@ -217,7 +216,8 @@ def _looks_like(head: bytes) -> str:
 
 def _info(image: ImageFile) -> ImageInfo:
     try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
+        # the base class's: Pillow's PNG plugin decodes the whole image to look for metadata behind the pixels
+        orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, UPRIGHT)
     except BROKEN:  # damaged metadata does not damage the pixels
         orientation = UPRIGHT
     if orientation not in range(1, 9):  # 0 and 65537 are seen in the wild
@@ -237,9 +237,12 @@ def _decode(content: bytes, path: Path, data: DataConfig, needed_scale: float) -
             f"{path}: {width} x {height} pixels; at most {data.max_pixels} are allowed, for it may be a decompression "
             "bomb. Remove it, or raise data.max_pixels."
         )
+    if image.format == "PNG":
+        _open(io.BytesIO(content), path).verify()  # checksums, which loading leaves alone
     if _is_deep(image):
         return Decoded(_turned_pixels(_deep_pixels(content, path, data), info.orientation), info)
-    image.draft(None, (math.ceil(width * needed_scale), math.ceil(height * needed_scale)))
+    divisor = next(divisor for divisor in (8, 4, 2, 1) if divisor * needed_scale <= 1 or divisor == 1)
+    image.draft(None, (max(width // divisor, 1), max(height // divisor, 1)))
     image.load()
     turned_by_pillow = image.format == "TIFF"
     pixels = _eight_bit(image, path, data)
