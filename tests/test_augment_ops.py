@@ -57,8 +57,12 @@ def test_table_operations_equal_pillow(name: str, seed: int) -> None:
 @pytest.mark.parametrize("factor", FACTORS)
 @pytest.mark.parametrize(
     ("name", "enhancer", "tolerance"),
-    [("Brightness", ImageEnhance.Brightness, 0), ("Contrast", ImageEnhance.Contrast, 1)]
-    + [("Color", ImageEnhance.Color, 1), ("Sharpness", ImageEnhance.Sharpness, 1)],
+    [
+        ("Brightness", ImageEnhance.Brightness, 0),
+        ("Contrast", ImageEnhance.Contrast, 1),
+        ("Color", ImageEnhance.Color, 1),
+        ("Sharpness", ImageEnhance.Sharpness, 1),
+    ],
 )
 def test_blends_equal_pillow(name: str, enhancer: type, tolerance: int, factor: float) -> None:
     pixels = photograph()

@@ -48,6 +48,7 @@ class Plan:
     valid: tuple[int, int]  # (height, width) at its top left that show the image; the rest is padding
     source_ops: tuple[BoxOperation, ...] = ()
     canvas_ops: tuple[ColorOperation | Hole, ...] = ()
+    drawn: tuple[tuple[str, float], ...] = ()  # the policy's operations and parameters in their order, to be read
 
     @property
     def min_scale(self) -> float:

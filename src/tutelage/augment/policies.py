@@ -135,6 +135,7 @@ class _Draft:
     geometry: Matrix = field(default_factory=affine.identity)  # original -> frame after the operations so far
     source_ops: list[BoxOperation] = field(default_factory=list)
     canvas_ops: list[ColorOperation | Hole] = field(default_factory=list)  # holes still in original pixels
+    drawn: list[tuple[str, float]] = field(default_factory=list)
 
     def run_auto_augment(self, policy: Sequence[SubPolicy]) -> None:
         """One sub-policy, drawn uniformly; each operation by its own probability."""
@@ -156,10 +157,11 @@ class _Draft:
             Hole(affine.transform_points(matrix, operation.corners)) if isinstance(operation, Hole) else operation
             for operation in self.canvas_ops
         ]
-        return Plan(matrix, canvas, valid, tuple(self.source_ops), tuple(canvas_ops))
+        return Plan(matrix, canvas, valid, tuple(self.source_ops), tuple(canvas_ops), tuple(self.drawn))
 
     def _add(self, name: str, level: float) -> None:
         amount = self._signed(name, amount_at(name, level, self.reach))
+        self.drawn.append((name, amount))
         if name in GEOMETRY:
             self.geometry = GEOMETRY[name](amount, self.size) @ self.geometry
         elif name in COLOR_OPERATIONS:
@@ -173,6 +175,7 @@ class _Draft:
     def _add_inside_boxes(self, name: str, probability: float, level: float) -> None:
         """The operation in each box by a coin of its own, boxes in random order, all with one sign."""
         amount = self._signed(name, amount_at(name, level, self.box_reach))
+        self.drawn.append((name + BOX_ONLY, amount))
         for row in self.rng.permutation(len(self.boxes)):
             # a third of the stated probability: TPU code, autoaugment_utils.py
             if self.rng.random() < probability / 3:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from tutelage.augment.apply import apply
-from tutelage.augment.plan import ColorOperation, Hole, Plan
+from tutelage.augment.plan import Plan
 from tutelage.augment.policies import draw_plan
 from tutelage.config import AugmentConfig
 from tutelage.ops.affine import magnification
@@ -74,18 +74,9 @@ def _draw_box(pen: ImageDraw.ImageDraw, xyxy: list[float], name: str, color: tup
 
 
 def _caption(plan: Plan) -> str:
-    colors = ["Cutout" if isinstance(op, Hole) else _named(op) for op in plan.canvas_ops]
-    inside = sorted({f"{op.name} in {_times(plan, op.name)}" for op in plan.source_ops})
-    return ", ".join([f"x{magnification(plan.matrix):.2f}", *inside, *colors])
-
-
-def _named(operation: ColorOperation) -> str:
-    return operation.name if operation.name in WITHOUT_AMOUNT else f"{operation.name} {operation.amount:g}"
-
-
-def _times(plan: Plan, name: str) -> str:
-    count = sum(operation.name == name for operation in plan.source_ops)
-    return "1 box" if count == 1 else f"{count} boxes"
+    operations = [name if name in WITHOUT_AMOUNT else f"{name} {amount:g}" for name, amount in plan.drawn]
+    inside = f"{len(plan.source_ops)} boxes changed inside" if plan.source_ops else ""
+    return ", ".join(filter(None, [f"x{magnification(plan.matrix):.2f}", *operations, inside]))
 
 
 def _color(label: int, num_classes: int) -> tuple[int, int, int]:
