@@ -6,6 +6,7 @@ import copy
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -74,14 +75,17 @@ def split_batch(batch_sizes: Mapping[str, int], runtime: Runtime) -> int:
     return next(parts for parts in range(1, own + 1) if own % parts == 0 and own // parts <= largest)
 
 
-def rehearse(objective: Objective, canvas: tuple[int, int], batch_sizes: Mapping[str, int], runtime: Runtime) -> None:
-    """One forward and backward pass of the largest batch, on a copy, so that memory does not end hours later.
+def rehearse(objective: Objective, canvas: tuple[int, int], batch_sizes: Mapping[str, int], runtime: Runtime) -> float:
+    """Forward and backward passes of the largest batch, on a copy, so that memory does not end hours later.
 
     Args:
         objective: of the largest stage (the student); stays as it is. The copy stands for the optimizer's memory.
         canvas: (height, width).
         batch_sizes: images a step over all devices, by stream.
         runtime: devices.
+
+    Returns:
+        Seconds that an image of any stream takes on one device, loading left out, to plan with.
 
     Raises:
         InputError: out of memory; the message names the device batch that fits.
@@ -103,6 +107,7 @@ def rehearse(objective: Objective, canvas: tuple[int, int], batch_sizes: Mapping
             f"memory of this {device} device; {largest} do. Set runtime.device_batch_size={largest} "
             "(only batch-norm statistics differ), or runtime.activation_checkpointing=true."
         )
+    return rehearsal.seconds_per_image(wanted)
 
 
 class _Rehearsal:
@@ -133,12 +138,24 @@ class _Rehearsal:
         finally:
             self._objective.zero_grad(set_to_none=True)
             if self._runtime.device.type == "cuda":
+                torch.cuda.synchronize()
                 torch.cuda.empty_cache()
         return True
 
+    def seconds_per_image(self, num_images: int) -> float:
+        """Seconds of one pass, after another has warmed up, by its images."""
+        started = time.perf_counter()
+        self._forward(num_images).backward()  # type: ignore[no-untyped-call]
+        if self._runtime.device.type == "cuda":
+            torch.cuda.synchronize()
+        return (time.perf_counter() - started) / sum(self._sizes(num_images).values())
+
+    def _sizes(self, num_images: int) -> dict[str, int]:
+        return {stream: max(1, round(ratio * num_images)) for stream, ratio in self._ratios.items()}
+
     def _forward(self, num_images: int) -> Tensor:
         objective, runtime = self._objective, self._runtime
-        sizes = {stream: max(1, round(ratio * num_images)) for stream, ratio in self._ratios.items()}
+        sizes = self._sizes(num_images)
         batches = {stream: _blank_batch(size, self._canvas).to(runtime.device) for stream, size in sizes.items()}
         targets = objective.prepare(batches)
         with recomputed_activations(objective.model, runtime.config.activation_checkpointing), runtime.autocast():

@@ -6,7 +6,9 @@ Legend: B images, C_l channels of backbone level l, W the pyramid's width.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -50,5 +52,18 @@ class FPN(nn.Module):
             merged[below] = merged[below] + F.interpolate(merged[below + 1], size=size, mode="nearest")
         levels = [output(level) for output, level in zip(self.outputs, merged, strict=True)]
         for number, extra in enumerate(self.extras):
-            levels.append(extra(self.activation(levels[-1]) if number else levels[-1]))
+            levels.append(_halved(cast(nn.Conv2d, extra), self.activation(levels[-1]) if number else levels[-1]))
         return [norm(level) for norm, level in zip(self.norms, levels, strict=True)]
+
+
+def _halved(conv: nn.Conv2d, level: Tensor) -> Tensor:
+    """A stride-2 convolution; of a map one pixel wide in the weights' type.
+
+    In bfloat16 on a CPU, oneDNN leaves its weight gradient uninitialized there (found with torch 2.15, AVX-512 BF16).
+    """
+    if level.shape[-1] > 1:
+        halved: Tensor = conv(level)
+        return halved
+    with torch.autocast(level.device.type, enabled=False):
+        halved = conv(level.to(conv.weight.dtype))
+        return halved
