@@ -2,9 +2,11 @@
 
 import json
 import math
+import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -364,10 +366,19 @@ def test_detectors_on_real_streams_resume_bit_for_bit_with_workers_and_recomputa
         objective = Student(task, task.build_model(), StudentConfig(**OPTIONS))
         return replace(training, objective=objective, streams={"labeled": index, "second": index})
 
+    def signal_all(_model: nn.Module, _runtime: Runtime) -> dict[str, float]:  # as a terminal or a scheduler does
+        workers = [child.pid or 0 for child in multiprocessing.active_children()]
+        for process in (*workers, os.getpid()):
+            os.kill(process, signal.SIGINT)
+            os.kill(process, signal.SIGTERM)
+        time.sleep(0.2)
+        assert len(multiprocessing.active_children()) == len(workers) == 2
+        return {}
+
     auto = CPU.model_copy(update={"precision": "auto"})
     whole = run(make("whole"), auto).model.state_dict()
-    with pytest.raises(Interrupted):
-        run(make("parts", **stop_at(2)), auto.model_copy(update={"workers": 1}))
+    with pytest.raises(Interrupted, match="after step 2"):
+        run(make("parts", validate=signal_all, validate_steps=(2,)), auto.model_copy(update={"workers": 2}))
     parts = run(make("parts"), auto.model_copy(update={"activation_checkpointing": True})).model.state_dict()
     for name, tensor in parts.items():
         assert torch.equal(tensor, whole[name]), name

@@ -5,6 +5,7 @@ Workers are forked where that is safe (they then share the index and the kept im
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -207,6 +208,8 @@ def _loaded(
 def _start_worker(worker: int) -> None:
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group; the main process answers and ends workers
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _explained(error: RuntimeError) -> Exception:
