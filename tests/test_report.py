@@ -142,18 +142,7 @@ def test_untrusted_names_stay_text(tmp_path: Path) -> None:
     assert page.text.count(evil) > 5 and "'><svg onload=x>" in page.text and "$\\frac$" in page.text
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        "log.jsonl",
-        "matches.npz",
-        "predictions.parquet",
-        "part-*",
-        "../../config.yaml",
-        "images.parquet",
-        "truth.parquet",
-    ],
-)
+@pytest.mark.parametrize("damage", ["log.jsonl", "matches.npz", "*.parquet", "../../config.yaml"])
 def test_a_missing_piece_leaves_the_rest(run: Path, damage: str) -> None:
     found = [place for stage in run.glob("stages/*") for place in stage.glob(damage)]
     assert found
