@@ -236,7 +236,7 @@ def _polygons(mask: Mask, left: int, top: int) -> list[list[float]]:
     contours, _ = cv2.findContours(fine, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     polygons = []
     for contour in contours:
-        points = cv2.approxPolyDP(contour, 0.7 * FINE, True).reshape(-1, 2)
+        points = cv2.approxPolyDP(contour, 0.45 * FINE, True).reshape(-1, 2)
         if len(points) >= 3:
             polygons.append(np.round((points + 0.5) / FINE + (left, top), 2).ravel().tolist())
     return polygons

@@ -62,7 +62,6 @@ def near_duplicate_groups(index: Index, data: DataConfig) -> Rows:
 def groups_of(prints: Prints) -> Rows:
     """(n,) group numbers from 0, in the order of each group's first image."""
     pairs = np.concatenate([_equal_pairs(prints, prints), _similar_pairs(prints, prints)])
-    pairs = pairs[pairs[:, 0] < pairs[:, 1]]
     labels = np.arange(len(prints))
     while True:  # the smallest row of a group spreads through its pairs
         spread = labels.copy()
@@ -93,7 +92,7 @@ class HashBook:
 
 
 def _equal_pairs(ours: Prints, theirs: Prints) -> Rows:
-    """(k, 2) rows of images whose bytes are equal, one of `theirs` for each of `ours`, the first other than itself."""
+    """(k, 2) rows of images whose bytes are equal, one of `theirs` for each of `ours`."""
     places = {digest.tobytes(): row for row, digest in reversed(list(enumerate(theirs.digests)))}
     pairs = ((row, places.get(digest.tobytes(), -1)) for row, digest in enumerate(ours.digests))
     found = [pair for pair in pairs if pair[1] >= 0]

@@ -29,6 +29,7 @@ from tutelage.types import InputError
 LAYOUT = 1  # changes with anything that is computed here, so that older caches are not used
 SIDE = 96  # pixels of the shorter side that everything is computed at
 THUMBNAIL = 24
+STEP = 2  # gray levels; smaller steps are noise, whose bits would differ between copies of a flat picture
 TRAITS = ("brightness", "contrast", "saturation", "red to green", "blue to yellow", "size", "aspect", "sharpness")
 NAMED = 5  # broken files named in an error
 
@@ -175,17 +176,21 @@ def working_size(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def fingerprint(small: NDArray[np.uint8]) -> tuple[np.uint64, NDArray[np.uint8]]:
     """Difference hash and gray thumbnail of a picture of `working_size`.
 
-    Bit 8 y + x of the hash says whether pixel (x + 1, y) of the picture shrunk to 9 x 8 is brighter than pixel (x, y).
+    Bit 8 y + x of the hash says whether pixel (x + 1, y) of the picture shrunk to 9 x 8 is brighter than pixel (x, y)
+    by more than STEP.
     """
     gray = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
     tiny = cv2.resize(gray, (9, 8), interpolation=cv2.INTER_AREA).astype(np.int16)
-    bits = np.packbits(tiny[:, 1:] > tiny[:, :-1], bitorder="little")
+    bits = np.packbits(tiny[:, 1:] > tiny[:, :-1] + STEP, bitorder="little")
     thumbnail = np.asarray(cv2.resize(gray, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA), np.uint8)
     return bits.view("<u8")[0], thumbnail
 
 
 def _traits(small: NDArray[np.uint8], size: tuple[int, int]) -> list[float]:
-    """Simple statistics in the order of TRAITS; color in shares of full range, the rest as log2."""
+    """Simple statistics in the order of TRAITS; color in shares of full range, the rest as log2.
+
+    Sharpness is the strength of edges over the contrast.
+    """
     color = small.astype(np.float32) / 255
     red, green, blue = (float(mean) for mean in color.mean(axis=(0, 1)))
     gray = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
@@ -200,5 +205,5 @@ def _traits(small: NDArray[np.uint8], size: tuple[int, int]) -> list[float]:
         blue - (red + green) / 2,
         float(np.log2(np.sqrt(height * width))),
         float(np.log2(width / height)),
-        float(np.log2(1 + edges.std())),
+        float(np.log2((1 + edges.std()) / (1 + gray.std()))),
     ]
