@@ -55,6 +55,8 @@ def demo(
 
     Example: `tutelage demo --out demo-run`
     """
+    if "=" in task:  # the task was left out
+        task, overrides = "detection", [task, *(overrides or [])]
     _run("demo", locals())
 
 

@@ -150,7 +150,8 @@ def open_run(out: Path, config: RunConfig, *, overwrite: bool, resume: bool) -> 
                 f"{out}: holds a run with another config ({'; '.join(differing)}). "
                 "Choose another --out, continue that run with --resume, or replace it with --overwrite."
             )
-    elif out.is_dir() and any(out.iterdir()):
+        return config
+    if out.is_dir() and any(out.iterdir()):
         raise InputError(f"{out}: is not empty and holds no run of Tutelage. Choose another --out.")
     out.mkdir(parents=True, exist_ok=True)
     write_text(saved, config.to_yaml())
@@ -201,7 +202,7 @@ def provenance(config: RunConfig) -> dict[str, Any]:
 def _machine(config: RunConfig) -> dict[str, Any]:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     own = {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count()}
-    return {**own, "gpu": gpu, "devices": config.runtime.devices}
+    return {**own, "gpu": gpu, "device": config.runtime.device, "devices": config.runtime.devices}
 
 
 def result_hash(config: RunConfig) -> str:
