@@ -171,9 +171,9 @@ def test_findings_about_image_files(tmp_path: Path) -> None:
     report = checked(index, DataConfig(truncated="accept"))
     assert "1 image of another size than annotated" in said(report, "another size")
     assert "other.png" in said(report, "another size")
-    assert "1 image that repeat" in said(report, "repeat") and "copy.png" in said(report, "repeat")
+    assert "1 image repeating" in said(report, "repeating") and "copy.png" in said(report, "repeating")
     assert "long.png" in said(report, "4 times") and "long.png" in said(report, "below 32 pixels")
-    assert "early.jpg" in said(report, "end early")
+    assert "early.jpg" in said(report, "ending early")
     assert "96 x 20 to 96 x 96 pixels" in report.lines()[1]
 
 

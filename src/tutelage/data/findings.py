@@ -90,7 +90,7 @@ def annotation_findings(name: str, index: Index, look: Survey | None) -> Iterato
 def _empty_images(name: str, index: Index, columns: BoxColumns) -> Iterator[Finding]:
     empty = np.flatnonzero(np.bincount(columns.images, minlength=len(index)) == 0)
     if len(empty):
-        text = f"{counted(len(empty), 'image')} without a box; every object in them counts as background"
+        text = f"{counted(len(empty), 'image')} without a box; whatever is seen there counts as background"
         yield Finding(name, text, len(empty), _named(index, empty))
 
 
@@ -139,19 +139,19 @@ def image_findings(name: str, index: Index, look: Survey, data: DataConfig) -> I
     copies = _later_copies(look)
     checks = (
         (disagree, "of another size than annotated; are these the images that the boxes were drawn on?"),
-        (look.truncated, "end early and were filled in"),
+        (look.truncated, "ending early; the rest was filled in"),
         (
             longer > LONG_IMAGE * shorter,
             f"more than {LONG_IMAGE} times as long as wide; much of the canvas stays empty",
         ),
         (shorter < SMALL_IMAGE, f"with a side below {SMALL_IMAGE} pixels"),
-        (copies, "that repeat another image of this set"),
+        (copies, "repeating another image of this set"),
     )
     for flawed, text in checks:
         rows = np.flatnonzero(flawed & look.usable)
         if len(rows):
             yield Finding(name, f"{counted(len(rows), 'image')} {text}", len(rows), _named(index, rows))
-    if index.annotated:
+    if index.annotated and not index.shown:
         yield from _turned_images(name, index, look, data)
 
 
