@@ -3,6 +3,8 @@
 import os
 import pickle
 import signal
+import subprocess
+import sys
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -381,6 +383,23 @@ class Deadly:
 def test_a_worker_that_dies_is_explained() -> None:
     with pytest.raises(InputError, match=r"a worker process died .*runtime\.workers"):
         list(streams._loaded(Deadly(), [[0], [1]], collate, workers=1))
+
+
+ABANDONED = """
+import pickle, sys
+from tutelage.data.loader import train_batches
+index, options = pickle.load(sys.stdin.buffer)
+stream = train_batches(index, **options)
+next(stream)
+sys.exit(3)
+"""
+
+
+def test_a_program_ends_though_a_stream_is_open(index: Index) -> None:
+    """Workers ignore SIGTERM, which multiprocessing would send them at the end, to wait for them forever."""
+    told = pickle.dumps((index, options(workers=2, num_steps=1000)))
+    ended = subprocess.run([sys.executable, "-c", ABANDONED], input=told, capture_output=True, timeout=60)
+    assert ended.returncode == 3, ended.stderr.decode()
 
 
 def test_classification(index: Index) -> None:

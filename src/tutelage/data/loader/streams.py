@@ -5,9 +5,11 @@ Workers are forked where that is safe (they then share the index and the kept im
 
 from __future__ import annotations
 
+import atexit
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
+import weakref
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypedDict, Unpack
@@ -193,6 +195,13 @@ def _loaded(
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         generator=torch.Generator(),  # else it draws from the global one, and a continued training would differ
     )
+    stream = _iterate(loader)
+    # Before multiprocessing's own exit handler, which would wait forever for workers that leave SIGTERM unanswered.
+    atexit.register(_close, weakref.ref(stream))
+    return stream
+
+
+def _iterate(loader: DataLoader[Any]) -> Generator[Any, None, None]:
     batches = iter(loader)
     try:
         while (batch := next(batches, None)) is not None:
@@ -203,6 +212,12 @@ def _loaded(
         raise _explained(error) from error
     finally:
         del batches  # ends the workers now: a traceback that kept it would let later forks inherit it
+
+
+def _close(reference: weakref.ref[Generator[Any, None, None]]) -> None:
+    stream = reference()
+    if stream is not None:
+        stream.close()
 
 
 def _start_worker(worker: int) -> None:
