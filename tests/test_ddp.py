@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.test_loop import training_in
 from tests.toy_task import CANVAS, ToyTask, rows_of, toy_batch, toy_network
+from tests.toy_training import training_in
 from tutelage.config import ModelConfig, PostprocessConfig, RuntimeConfig, StudentConfig
 from tutelage.engine.loop import Interrupted, accumulate, train
 from tutelage.engine.objectives import Objective, Student, Supervised

@@ -121,6 +121,7 @@ def train(training: Training, runtime: Runtime) -> TrainResult:
                 log.write(state.step, _validate(training.validate, state, runtime))
             if state.step < num_steps and _asked_to_stop(stop, state.step, runtime):
                 _save(training, state, meter, runtime)
+                runtime.barrier()  # the first process to end takes the others with it
                 raise Interrupted(
                     f"{training.name}: stopped after step {state.step} of {num_steps}; its checkpoint is in "
                     f"{training.folder}. Run the same command again to continue."

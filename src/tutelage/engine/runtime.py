@@ -141,6 +141,8 @@ def launch(
         Interrupted: what the function raised.
     """
     external = TorchElasticEnvironment.detect()
+    if external:
+        config = config.model_copy(update={"devices": int(os.environ["LOCAL_WORLD_SIZE"])})
     fabric = _build_fabric(config, external)
     call = Call(function, args, kwargs)
     if config.devices == 1 or external:
@@ -190,24 +192,27 @@ def _best_precision(device: str) -> str:
 
 def _build_fabric(config: RuntimeConfig, external: bool) -> Fabric:
     device = _choose_device(config)
-    if not external:
-        spawned = DDPStrategy(start_method="spawn", timeout=COLLECTIVE_TIMEOUT)
-        return Fabric(accelerator=device, devices=config.devices, strategy=spawned if config.devices > 1 else "auto")
-    local, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
-    strategy = DDPStrategy(timeout=COLLECTIVE_TIMEOUT)
-    return Fabric(accelerator=device, devices=local, num_nodes=world // local, strategy=strategy)
+    if external:
+        strategy = DDPStrategy(timeout=COLLECTIVE_TIMEOUT)
+        num_nodes = int(os.environ["WORLD_SIZE"]) // config.devices
+        return Fabric(accelerator=device, devices=config.devices, num_nodes=num_nodes, strategy=strategy)
+    if config.devices == 1:
+        return Fabric(accelerator=device, devices=1)
+    spawned = DDPStrategy(start_method="spawn", timeout=COLLECTIVE_TIMEOUT)
+    return Fabric(accelerator=device, devices=config.devices, strategy=spawned)
 
 
 def _choose_device(config: RuntimeConfig) -> str:
     present = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    if config.device == "auto":
-        return next((name for name, count in present.items() if count >= config.devices), "cpu")
-    if config.devices > present.get(config.device, config.devices):
+    device: str = config.device
+    if device == "auto":
+        device = next((name for name, count in present.items() if count), "cpu")
+    if config.devices > present.get(device, config.devices):
         raise InputError(
-            f"runtime.device={config.device}, runtime.devices={config.devices}: this machine has "
-            f"{present[config.device]} such devices. Lower runtime.devices, or set runtime.device=cpu."
+            f"runtime.devices={config.devices}: there are {present[device]} {device} devices here. "
+            "Lower runtime.devices, or set runtime.device=cpu."
         )
-    return config.device
+    return device
 
 
 def _enter(fabric: Fabric, config: RuntimeConfig, call: Call) -> Any:
