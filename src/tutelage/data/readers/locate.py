@@ -190,12 +190,13 @@ def _without_annotations(path: Path, unlabeled: bool) -> dict[str, Source]:
 
 
 def _holds_class_folders(path: Path) -> bool:
-    """Whether pictures lie in sub-folders, and none beside them."""
+    """Whether pictures lie in two or more sub-folders, and none beside them."""
     entries = sorted(path.iterdir())
     if any(entry.is_file() and is_image_name(entry.name) for entry in entries):
         return False
     folders = [entry for entry in entries if entry.is_dir()]
-    return any(any(is_image_name(file.name) for file in folder.iterdir() if file.is_file()) for folder in folders)
+    full = [folder for folder in folders if any(is_image_name(file.name) for file in folder.iterdir())]
+    return len(full) > 1
 
 
 def _foreign_in(path: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from tutelage.data.readers.openimages import read_openimages
 from tutelage.data.readers.source import Columns, Source, first_five, is_image_name, walk_files
 from tutelage.data.readers.voc import read_voc
 from tutelage.data.readers.yolo import label_folder, read_yolo
+from tutelage.files import read_json, write_json
 from tutelage.types import InputError
 
 READERS: dict[str, Callable[[Source, bool], Columns]] = {
@@ -121,11 +123,20 @@ def open_source(source: Source, data: DataConfig, *, images: str, unlabeled: boo
     """A source's index and its unlisted files, from the cache where source and options are unchanged."""
     options = (data.bad_boxes, data.boxes_in, images and Path(images).resolve(), unlabeled, annotations_only)
     folder = cache_folder() / cache_key(*_identity(source), *options)
-    if not Index.cached(folder):
+    if not (Index.cached(folder) and _unchanged(folder)):
         _write(source, data, images, unlabeled, annotations_only, folder)
     index = Index(folder)
     beside = folder.with_name(f"{folder.name}-unlisted")
     return Opened(index, Index(beside) if Index.cached(beside) else None)
+
+
+def _unchanged(folder: Path) -> bool:
+    """Whether the folders of images are as they were when the cached index was made: nothing added, nothing removed."""
+    return all(_time(place) == time for place, time in read_json(folder / "folders.json").items())
+
+
+def _time(folder: str) -> int:
+    return os.stat(folder).st_mtime_ns if os.path.isdir(folder) else 0
 
 
 def _identity(source: Source) -> list[object]:
@@ -181,14 +192,19 @@ def _write(
         _scale(columns, root, _unit(data))
     keep = _check_boxes(columns, data)
     place = "without images" if annotations_only else f"images in {_shown(root, source)}"
+    beside = folder.with_name(f"{folder.name}-unlisted")
+    shutil.rmtree(beside, ignore_errors=True)
     if unlisted:
         Index.build(
             roots=[root],
             paths=unlisted,
             class_names=columns.class_names,
             description=f"images unlisted by {columns.where}; {place}",
-            folder=folder.with_name(f"{folder.name}-unlisted"),
+            folder=beside,
         )
+    folder.mkdir(exist_ok=True)
+    listed = [] if annotations_only else sorted({str(root / os.path.dirname(name)) for name in columns.paths})
+    write_json(folder / "folders.json", {place: _time(place) for place in listed})
     unit = _unit(data) if columns.relative else PIXELS
     _index(columns, keep, root, unit, f"{columns.what} {columns.where}; {place}", folder)
 
@@ -230,9 +246,10 @@ def _assumed_root(columns: Columns, source: Source) -> Path:
 def _find_images(columns: Columns, source: Source) -> tuple[Path, list[str]]:
     """The image root and the unlisted files below it; all listed files must exist."""
     folders = list(dict.fromkeys(columns.roots))
-    hits = [sum((root / name).is_file() for name in columns.paths[:10]) for root in folders]
+    hits = [sum(os.path.isfile(root / name) for name in columns.paths[:10]) for root in folders]
     if not columns.paths:
-        raise InputError(f"{source.path}: lists no images. Give a source with images.")
+        bare = f"; {len(columns.unlisted)} images have none: {first_five(columns.unlisted)}" if columns.unlisted else ""
+        raise InputError(f"{source.path}: lists no images with annotations{bare}. Give a source with annotated images.")
     if not any(hits):
         tried = ", ".join(_shown(root, source) for root in folders)
         raise InputError(
@@ -341,8 +358,3 @@ def _bad_box(columns: Columns, box: int, count: int, extent: NDArray[np.float64]
         f"{columns.where}: {columns.place(box)}, {name}: {found}{more}. Mend or remove it, or set data.bad_boxes=clip "
         "(what can be cut is cut, the rest dropped) or data.bad_boxes=drop."
     )
-
-
-def describe_counts(index: Index) -> str:
-    """What reading mended or dropped, in one line."""
-    return ", ".join(f"{name}: {count}" for name, count in index.counts.items())

@@ -109,7 +109,8 @@ def _pictures(root: Path, files: list[str]) -> dict[str, str]:
 
 def _listed(path: Path, files: list[str], pictures: dict[str, str]) -> tuple[list[str], list[str]]:
     """The annotation files that a VOC list names, and its images without one."""
-    stems = [line.split()[0] for line in read_text(path).splitlines() if line.strip()]
+    lines = [line.split("#")[0].split() for line in read_text(path).splitlines()]
+    stems = [words[0] for words in lines if words]
     known = {os.path.splitext(file)[0]: file for file in files}
     absent = [stem for stem in stems if stem not in known and stem not in pictures]
     if absent:

@@ -111,15 +111,15 @@ def sources_of_folder(folder: Path) -> dict[str, Source]:
 
 
 def looks_like_yolo(folder: Path) -> bool:
-    """Whether the first label file of a tree has lines of five or more numbers."""
-    for name in files_below(folder, ".txt")[:20]:
-        if os.path.basename(name) in NAME_FILES:
-            continue
-        lines = read_text(folder / name).splitlines()
-        words = next((line.split() for line in lines if line.strip()), [])
+    """Whether the first label file of a tree that is not empty has lines of five or more numbers."""
+    names = label_files(folder)[:200]
+    for name in names:
+        words = next((line.split() for line in read_text(folder / name).splitlines() if line.strip()), [])
         if len(words) >= 5 and all(_is_number(word) for word in words):
             return True
-    return False
+        if words and os.path.dirname(name):
+            return False
+    return bool(names) and all(os.path.getsize(folder / name) == 0 for name in names)
 
 
 def _is_number(word: str) -> bool:
@@ -234,9 +234,9 @@ def _resolve(entry: str, bases: Sequence[Path]) -> Path:
     shorter = [entry, *([entry.split("/", 1)[1]] if "/" in entry and not entry.startswith("/") else [])]
     renamed = [name.replace("valid/", "val/") for name in shorter if "valid/" in name]
     tries = [base / name for base in bases for name in (*shorter, *renamed)]
-    existing = [Path(os.path.normpath(path)) for path in tries if path.exists()]
+    existing = [Path(os.path.normpath(path)) for path in tries if os.path.exists(path)]
     labels = [Path(os.path.normpath(path)) for path in tries if _swapped(Path(os.path.normpath(path)), TREES).is_dir()]
-    beside = [Path(os.path.normpath(path)) for path in tries if path.with_suffix(".txt").is_file()]
+    beside = [Path(os.path.normpath(path)) for path in tries if os.path.isfile(os.path.splitext(path)[0] + ".txt")]
     return (existing or labels or beside or [Path(os.path.normpath(tries[0]))])[0]
 
 
@@ -313,5 +313,5 @@ def is_path_list(path: Path) -> bool:
     """Whether a text file's first lines are image paths."""
     lines = [line.strip() for line in read_text(path).splitlines()[:20] if line.strip()]
     return bool(lines) and all(
-        is_image_name(line) or Path(line).is_file() or (path.parent / line).is_file() for line in lines
+        is_image_name(line) or os.path.isfile(line) or os.path.isfile(path.parent / line) for line in lines
     )
