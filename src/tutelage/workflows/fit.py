@@ -88,6 +88,7 @@ def fit(
     require_sources(config, "labeled")
     prepared = prepare(config)
     _require_pool(prepared)
+    build_task(config, prepared.sets.labeled.class_names).check_label(config.label)
     console.print("\n".join(prepared.check.lines()))
     entering = _given(teacher, pseudo)
     planned = launch(config.runtime, make_plan, config, prepared, entering, out)

@@ -88,6 +88,7 @@ def _label_alone(
 ) -> Stage:
     card: dict[str, Any] = read_json(teacher.model_folder / "model.json")
     task = build_task(config, tuple(card["class_names"]))
+    task.check_label(config.label)
     return label_stage(Place(out, alone=True), "label", config, task, teacher, pool, test, runtime, round_=1)
 
 

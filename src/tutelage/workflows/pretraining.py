@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from tutelage.config import RunConfig
 from tutelage.data.index import Index
@@ -121,8 +120,8 @@ def _pretrain(runtime: Runtime, config: RunConfig, place: Place, index: Index, h
             ),
             runtime,
         )
-        accuracy = _accuracy(result.model, index, held_out, config, runtime)
         assert isinstance(result.model, Classifier), type(result.model)
+        accuracy = _accuracy(task, result.model, index, held_out, config, runtime)
         if runtime.is_main:
             card = {"task": "classification", "class_names": list(index.class_names), "hash": stage.hash}
             save_model(stage.folder / "model", result.model, {**card, "accuracy": accuracy})
@@ -133,7 +132,12 @@ def _pretrain(runtime: Runtime, config: RunConfig, place: Place, index: Index, h
 
 
 def _accuracy(
-    model: nn.Module, index: Index, rows: NDArray[np.int64], config: RunConfig, runtime: Runtime
+    task: ClassificationTask,
+    model: Classifier,
+    index: Index,
+    rows: NDArray[np.int64],
+    config: RunConfig,
+    runtime: Runtime,
 ) -> float | None:
     """Share of the held-out images whose class is ranked first; None where none was held out."""
     if not len(rows):
@@ -151,7 +155,8 @@ def _accuracy(
     with torch.inference_mode(), runtime.autocast():
         for batch in batches:
             moved = batch.to(runtime.device)
-            correct += (model(moved.images[:, 0], moved.valid[:, 0]).argmax(dim=1) == moved.labels).sum()
+            outputs = model(moved.images[:, 0], moved.valid[:, 0])
+            correct += task.num_correct(outputs, task.assign(moved))
     return int(runtime.all_reduce_sum(correct)) / len(rows)
 
 
