@@ -117,3 +117,8 @@ def test_hash_depends_on_content_not_on_order() -> None:
 def test_every_option_is_described() -> None:
     undescribed = [key for key, _, description in option_table() if not description and key.count(".")]
     assert undescribed == []
+
+
+def test_options_that_contradict_each_other_are_refused() -> None:
+    with pytest.raises(InputError, match=r"pseudo\.unsure=ignore needs student\.ignored=mask"):
+        load_config("detection-demo", ["pseudo.unsure=ignore", "train.ignored=drop"])

@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -298,6 +298,12 @@ class RunConfig(Part):
         train = raw.get("train", {})
         return {**raw, **{part: _merge(train, raw.get(part, {})) for part in ("teacher", "student")}}
 
+    @model_validator(mode="after")
+    def _unsure_boxes_can_be_ignored(self) -> Self:
+        if self.pseudo.unsure == "ignore" and self.student.ignored == "drop":
+            raise ValueError("pseudo.unsure=ignore needs student.ignored=mask: drop would make the boxes negatives")
+        return self
+
     def to_yaml(self) -> str:
         """The whole resolved config as YAML."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
@@ -409,11 +415,11 @@ def _nested(key: str, value: Any) -> dict[str, Any]:
 def _own_problems(error: ValidationError) -> list[ErrorDetails]:
     """Problems as the user wrote them: one under `train` shows again under the parts that were laid over it."""
     problems = error.errors()
-    in_train = {problem["loc"][1:] for problem in problems if problem["loc"][0] == "train"}
+    in_train = {problem["loc"][1:] for problem in problems if problem["loc"][:1] == ("train",)}
     return [
         problem
         for problem in problems
-        if not (problem["loc"][0] in ("teacher", "student") and problem["loc"][1:] in in_train)
+        if not (problem["loc"][:1] in (("teacher",), ("student",)) and problem["loc"][1:] in in_train)
     ]
 
 
@@ -433,6 +439,8 @@ def _explain(place: str, problem: ErrorDetails) -> str:
     if problem["type"] == "literal_error":
         hint = _suggestion(str(problem["input"]), [word.strip("' ") for word in _allowed(problem).split(",")])
     message = problem["msg"][0].lower() + problem["msg"][1:]
+    if not key:  # of several parts together
+        return f"config: {message.removeprefix('value error, ')}, in {place}. Change one of them."
     return f"config {key}: found {problem['input']!r} in {place}; {message}{hint}. Change {key}."
 
 

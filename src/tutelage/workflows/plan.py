@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
 
 from tutelage.config import RunConfig
 from tutelage.engine.guard import rehearse, require_disk
@@ -45,18 +42,13 @@ def make_plan(
     objective = Student(task, task.build_model(), config.student)
     student, teacher, ratio = config.student, config.teacher, config.pseudo.ratio
     sizes = {"labeled": student.batch_size, "second": student.batch_size * ratio}
-    rehearse(objective, config.model.canvas, sizes, runtime)
-    started = time.perf_counter()
-    rehearse(objective, config.model.canvas, sizes, runtime)  # the second time without warm-up
-    if runtime.device.type == "cuda":
-        torch.cuda.synchronize()
-    image_seconds = (time.perf_counter() - started) / sum(sizes.values())
+    image_seconds = rehearse(objective, config.model.canvas, sizes, runtime) / runtime.world_size
     parameters = sum(weight.numel() for weight in objective.parameters())
     chains = config.rounds * config.repeats
     require_disk(folder, 4 * parameters * STATE_COPIES * (1 + (2 + config.hidden_arm) * chains))
 
     views = len(config.label.views) * len(config.label.scales)
-    seen = image_seconds * VIEW_SHARE / runtime.world_size
+    seen = image_seconds * VIEW_SHARE
     teacher_steps, student_steps = (num_steps_for(part, len(sets.labeled)) for part in (teacher, student))
     arms = ("control", "student", "hidden") if config.hidden_arm else ("control", "student")
     stores = 1 + (config.rounds - 1) * config.repeats - ("pseudo-1" in given)

@@ -16,6 +16,7 @@ from tutelage.data.index import Index
 from tutelage.data.loader import classification_batches, classification_evaluation_batches
 from tutelage.data.readers import open_index
 from tutelage.engine import loop
+from tutelage.engine.checkpoint import remove_checkpoint
 from tutelage.engine.objectives import Supervised
 from tutelage.engine.optim import num_steps_for
 from tutelage.engine.runtime import Runtime, launch
@@ -125,6 +126,7 @@ def _pretrain(runtime: Runtime, config: RunConfig, place: Place, index: Index, h
         if runtime.is_main:
             card = {"task": "classification", "class_names": list(index.class_names), "hash": stage.hash}
             save_model(stage.folder / "model", result.model, {**card, "accuracy": accuracy})
+            remove_checkpoint(stage.folder)
         figures = {"accuracy": accuracy, "held_out": len(held_out), "num_images": {"labeled": len(kept)}}
         return {"kind": "pretrain", **figures, "classes": list(index.class_names), **result.as_dict()}
 

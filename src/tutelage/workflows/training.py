@@ -14,6 +14,7 @@ from tutelage.data.index import Index
 from tutelage.data.pseudo import open_store, require_kept, store_index
 from tutelage.data.sources import DataSets
 from tutelage.engine import loop
+from tutelage.engine.checkpoint import remove_checkpoint
 from tutelage.engine.loop import Training
 from tutelage.engine.objectives import Objective, Student, Supervised
 from tutelage.engine.optim import num_steps_for
@@ -298,6 +299,7 @@ def _train_and_save(stage: Stage, training: Training, runtime: Runtime, config: 
             "hash": stage.hash,
         }
         save_model(stage.folder / "model", result.model, card)
+        remove_checkpoint(stage.folder)
     return {
         "kind": "train",
         "seed": training.seed,
