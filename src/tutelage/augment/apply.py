@@ -147,12 +147,13 @@ def _blank(size: Size) -> Pixels:
 def _on_canvas(pixels: Pixels, covered: Covered, canvas: Size) -> Pixels:
     """The covered pixels at the canvas' top left, fill everywhere else."""
     height, width = pixels.shape[:2]
-    if covered is not None:
-        pixels = np.asarray(cv2.copyTo(pixels, covered, _blank((height, width)).copy()), np.uint8)
-    if (height, width) == canvas:
+    if covered is None and (height, width) == canvas:
         return pixels
     result = _blank(canvas).copy()
-    result[:height, :width] = pixels
+    if covered is None:
+        result[:height, :width] = pixels
+    else:
+        cv2.copyTo(pixels, covered, result[:height, :width])
     return result
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+from collections import Counter
 from collections.abc import Sequence
 from typing import Literal, get_args
 
@@ -12,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from tutelage.augment.apply import apply
 from tutelage.augment.plan import Plan
-from tutelage.augment.policies import draw_plan
+from tutelage.augment.policies import BOX_ONLY, draw_plan
 from tutelage.config import AugmentConfig
 from tutelage.ops.affine import magnification
 from tutelage.types import NOT_IGNORED, Boxes
@@ -22,7 +23,7 @@ Level = Literal["none", "s1", "s2", "s3", "s4"]
 DRAWS = 4  # pictures of a level
 SIDE = 320  # pixels of a picture
 MARGIN, CAPTION, HEADING = 8, 18, 80  # pixels around a picture, below it, and left of a row
-WITHOUT_AMOUNT = ("AutoContrast", "Equalize")
+WITHOUT_AMOUNT = ("AutoContrast", "Equalize", "Flip")
 PAPER, INK, FAINT = (255, 255, 255), (32, 32, 32), (112, 112, 112)
 
 
@@ -74,9 +75,14 @@ def _draw_box(pen: ImageDraw.ImageDraw, xyxy: list[float], name: str, color: tup
 
 
 def _caption(plan: Plan) -> str:
-    operations = [name if name in WITHOUT_AMOUNT else f"{name} {amount:g}" for name, amount in plan.drawn]
-    inside = f"{len(plan.source_ops)} boxes changed inside" if plan.source_ops else ""
-    return ", ".join(filter(None, [f"x{magnification(plan.matrix):.2f}", *operations, inside]))
+    whole = [_named(name, amount) for name, amount in plan.drawn if not name.endswith(BOX_ONLY)]
+    inside = Counter(_named(operation.name, operation.amount) for operation in plan.source_ops)
+    boxes = [f"{text} in {count} box{'es' * (count > 1)}" for text, count in inside.items()]
+    return ", ".join([f"x{magnification(plan.matrix):.2f}", *whole, *boxes])
+
+
+def _named(name: str, amount: float) -> str:
+    return name if name in WITHOUT_AMOUNT else f"{name} {amount + 0.0:g}"  # never "-0"
 
 
 def _color(label: int, num_classes: int) -> tuple[int, int, int]:
