@@ -97,7 +97,7 @@ def draw_scene(size: int, rng: np.random.Generator) -> Scene:
         solid = cover > 127
         left = [*(mask & ~solid for mask in masks), *([solid] if is_object else [])]
         full = [*areas, *([cv2.contourArea(outline.astype(np.float32))] if is_object else [])]
-        if masks and any(mask.sum() < MIN_VISIBLE * area for mask, area in zip(left, full, strict=True)):
+        if masks and any(np.count_nonzero(mask) < MIN_VISIBLE * area for mask, area in zip(left, full, strict=True)):
             continue
         masks, areas = left, full
         labels += [label] if is_object else []
@@ -218,13 +218,11 @@ def _developed(canvas: NDArray[np.float32], rng: np.random.Generator) -> Pixels:
 def _annotations(scene: Scene) -> Iterator[dict[str, Any]]:
     """COCO entries of the objects, without ids."""
     for label, mask in zip(scene.labels, scene.masks, strict=True):
-        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        left, top = int(columns[0]), int(rows[0])
-        width, height = int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top
+        left, top, width, height = cv2.boundingRect(mask.astype(np.uint8))
         yield {
             "category_id": label + 1,
             "bbox": [left, top, width, height],
-            "area": int(mask.sum()),
+            "area": int(np.count_nonzero(mask)),
             "iscrowd": 0,
             "segmentation": _polygons(mask[top : top + height, left : left + width], left, top),
         }
