@@ -12,7 +12,8 @@ from PIL import Image
 
 from tutelage.config import DataConfig, SourcesConfig
 from tutelage.data.index import Index
-from tutelage.data.sources import DataSets, listed_rows, open_sources, rows_at
+from tutelage.data.listed import listed_rows, rows_at
+from tutelage.data.sources import DataSets, open_sources
 from tutelage.data.splits import draw_split, group_ids, merge_groups, stratified_order
 from tutelage.types import InputError
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,17 +19,25 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import platformdirs
 import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
-from tutelage import __version__
 from tutelage.data.images import probe
-from tutelage.files import atomic, read_json, write_json
-from tutelage.types import Boxes, InputError
+from tutelage.data.storage import (
+    box_table,
+    cache_folder,
+    cache_key,
+    content_key,
+    image_table,
+    map_boxes,
+    map_images,
+    write_tables,
+)
+from tutelage.files import read_json, write_json
+from tutelage.types import Boxes
 
-LAYOUT = 2
-"""Changes whenever columns or readers change what they write, so that caches of older code are not used."""
+__all__ = ["BoxColumns", "Index", "cache_folder", "cache_key", "header_size", "join"]
+
 CHUNK = 65_536  # images hashed or copied at once
 
 PIXELS, FRACTIONS_SHOWN, FRACTIONS_STORED = 0, 1, 2
@@ -53,28 +60,6 @@ class BoxColumns:
 
     def __len__(self) -> int:
         return len(self.labels)
-
-
-def cache_folder() -> Path:
-    """Folder of cached indexes: `TUTELAGE_CACHE`, else the user's cache folder.
-
-    Raises:
-        InputError: it cannot be made.
-    """
-    folder = Path(os.environ.get("TUTELAGE_CACHE") or platformdirs.user_cache_dir("tutelage")) / "indexes"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"{folder}: the cache folder cannot be made ({error.strerror}). Set TUTELAGE_CACHE to a folder that can be "
-            "written to."
-        ) from None
-    return folder
-
-
-def cache_key(*parts: object) -> str:
-    """Hex key of a cached index, made of our version and whatever its content depends on."""
-    return hashlib.sha256(json.dumps([__version__, LAYOUT, *map(str, parts)]).encode()).hexdigest()[:32]
 
 
 class Index:
@@ -141,32 +126,8 @@ class Index:
             shown: whether the boxes are known to refer to pictures as shown (predictions), whatever their EXIF says.
             folder: where to write; when None a cache folder named by the content.
         """
-        count = len(paths)
-        corners = np.ascontiguousarray(xyxy, np.float64).reshape(-1, 4)
-        if area is None:
-            area = (corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1])
-        extent = np.zeros((count, 2), np.int32) if sizes is None else np.ascontiguousarray(sizes, np.int32)
-        images = pa.RecordBatch.from_pydict(
-            {
-                "path": pa.array(paths, pa.large_string()) if not isinstance(paths, pa.Array) else paths,
-                "root": _column(root_of, count, np.int32, 0),
-                "height": extent.reshape(-1, 2)[:, 0].copy(),
-                "width": extent.reshape(-1, 2)[:, 1].copy(),
-                "relative": _column(relative, count, np.uint8, 0),
-                "image_class": _column(image_class, count, np.int32, -1),
-                "start": _column(None if offsets is None else np.asarray(offsets)[:-1], count, np.int64, 0),
-                "end": _column(None if offsets is None else np.asarray(offsets)[1:], count, np.int64, 0),
-            }
-        )
-        boxes = pa.RecordBatch.from_pydict(
-            {
-                "xyxy": pa.FixedSizeListArray.from_arrays(pa.array(corners.reshape(-1)), 4),
-                "label": _column(labels, len(corners), np.int32, 0),
-                "area": _column(area, len(corners), np.float64, 0),
-                "ignore": _column(ignore, len(corners), np.uint8, 0),
-                **({} if scores is None else {"score": _column(scores, len(corners), np.float64, 1)}),
-            }
-        )
+        images = image_table(paths, sizes, offsets, root=root_of, relative=relative, image_class=image_class)
+        boxes = box_table(xyxy, labels, area, ignore, scores)
         meta = {
             "class_names": list(class_names),
             "roots": [str(root) for root in roots],
@@ -176,23 +137,13 @@ class Index:
             "annotated": annotated,
             "shown": shown,
         }
-        return cls._write(images, boxes, meta, folder)
-
-    @classmethod
-    def _write(cls, images: pa.RecordBatch, boxes: pa.RecordBatch, meta: dict[str, Any], folder: Path | None) -> Self:
         if folder is None:
-            content = hashlib.sha256(json.dumps(meta).encode())
-            for batch in (images, boxes):
-                for column in batch.columns:
-                    for buffer in filter(None, column.buffers()):
-                        content.update(buffer)
-            folder = cache_folder() / cache_key("content", content.hexdigest())
+            folder = cache_folder() / content_key(meta, images, boxes)
+            if cls.cached(folder):
+                return cls(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "meta.json").unlink(missing_ok=True)
-        for name, batch in (("images", images), ("boxes", boxes)):
-            with atomic(folder / f"{name}.arrow") as path, pa.OSFile(str(path), "wb") as sink:
-                with pa.ipc.new_file(sink, batch.schema) as writer:
-                    writer.write_batch(batch)
+        write_tables(folder, images, boxes)
         index = cls(folder)
         index._meta = meta
         write_json(folder / "meta.json", {**meta, "fingerprint": index._hash()})
@@ -213,14 +164,11 @@ class Index:
 
     @cached_property
     def _images(self) -> dict[str, Any]:
-        batch = _mapped(self.folder / "images.arrow")
-        return {"path": batch.column("path"), **{name: _numpy(batch, name) for name in batch.schema.names[1:]}}
+        return map_images(self.folder)
 
     @cached_property
     def _boxes(self) -> dict[str, NDArray[Any]]:
-        batch = _mapped(self.folder / "boxes.arrow")
-        flat = batch.column("xyxy").flatten().to_numpy(zero_copy_only=True)
-        return {"xyxy": flat.reshape(-1, 4), **{name: _numpy(batch, name) for name in batch.schema.names[1:]}}
+        return map_boxes(self.folder)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -292,6 +240,8 @@ class Index:
 
     def relative_paths(self, rows: NDArray[Any] | None = None) -> pa.Array:
         """(n,) Arrow strings, see `relative_path`."""
+        if rows is None and self._rows is None:
+            return self._images["path"]
         return self._images["path"].take(pa.array(self._select(rows)))
 
     def path(self, row: int) -> Path:
@@ -473,24 +423,6 @@ def join(indexes: Sequence[Index]) -> Index:
 
 
 PER_IMAGE = ("height", "width", "relative", "image_class")
-
-
-def _column(values: ArrayLike | None, count: int, dtype: type, default: int) -> pa.Array:
-    filled: NDArray[Any] = np.full(count, default, dtype) if values is None else np.ascontiguousarray(values, dtype)
-    return pa.array(filled.reshape(count))
-
-
-def _mapped(path: Path) -> pa.RecordBatch:
-    try:
-        with pa.memory_map(str(path)) as source:
-            return pa.ipc.open_file(source).get_batch(0)
-    except (FileNotFoundError, pa.ArrowInvalid):
-        raise InputError(f"{path}: a cached index is missing or damaged. Delete {path.parent} and run again.") from None
-
-
-def _numpy(batch: pa.RecordBatch, name: str) -> NDArray[Any]:
-    column: NDArray[Any] = batch.column(name).to_numpy(zero_copy_only=True)
-    return column
 
 
 def header_size(path: Path, fractions: int) -> tuple[int, int]:
