@@ -252,7 +252,7 @@ def _find_images(columns: Columns, source: Source) -> tuple[Path, list[str]]:
         tried = ", ".join(_shown(root, source) for root in folders)
         raise InputError(
             f"{source.path}: none of the first {min(10, len(columns.paths))} images is where it should be (tried "
-            f"{tried}; first: {first_five(columns.paths[:5])}). Name the folder with data.images, or give "
+            f"{tried}; first: {first_five(columns.paths[:5])}). Name the folder with --images, or give "
             "annotations only (check --annotations-only)."
         )
     root = folders[int(np.argmax(hits))]
