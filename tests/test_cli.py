@@ -30,6 +30,7 @@ def test_each_verb_is_a_function_with_the_same_arguments(verb: str) -> None:
 
 def test_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes"]) == 0
+    assert "detection-paper-b7" in capsys.readouterr().out
     assert main(["fit", "--out", str(tmp_path / "run"), "--labeled", str(tmp_path / "absent.json"), *TINY]) == 2
     assert "absent.json" in capsys.readouterr().err
     assert main(["fit"]) == 2, "a missing option"
@@ -45,9 +46,11 @@ def test_show_prints_a_whole_recipe_with_its_parameters(capsys: pytest.CaptureFi
 
 def test_check_says_what_is_there(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--labeled", str(annotation(scenes, "labeled")), "--unlabeled", str(scenes / "pool" / "images")]
+    options += ["--test", str(annotation(scenes, "test"))]
     sheets = ["--sheet", str(tmp_path / "sheet.png"), "--augment-sheet", str(tmp_path / "augment.png")]
     assert main(["check", *options, *sheets]) == 0
-    assert "8 images" in capsys.readouterr().err
+    shown = capsys.readouterr().out
+    assert "8 images, 33 boxes, 4 classes" in shown and "no labeled image is in the test set" in shown
     assert (tmp_path / "sheet.png").stat().st_size > 1000 and (tmp_path / "augment.png").stat().st_size > 1000
 
 

@@ -18,7 +18,7 @@ LAYERS = [
     {"models"},
     {"tasks"},
     {"engine"},
-    {"report"},
+    {"reporting"},
     {"workflows"},
     {"cli"},
 ]
@@ -26,7 +26,7 @@ DOORS = {
     "timm": {"models/backbones.py", "engine/optim.py"},
     "lightning_fabric": {"engine/runtime.py"},
     "faster_coco_eval": {"tasks/metrics"},
-    "matplotlib": {"report/figures.py"},
+    "matplotlib": {"reporting/figures.py"},
 }
 SEEDED = {"default_rng", "Generator", "SeedSequence", "PCG64", "BitGenerator", "Philox"}
 TORCH_DRAWS = {"rand", "randn", "randint", "randperm", "bernoulli", "multinomial", "normal", "rand_like", "randn_like"}

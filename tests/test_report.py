@@ -15,13 +15,13 @@ import pytest
 from PIL import Image
 
 from tests.run_folder import CLASS_NAMES, write_run_folder
-from tutelage.report.compare import CORRECT, EXCUSED, WRONG, best_threshold, choose_images, match_image
-from tutelage.report.curves import RECALL_POINTS, recall_curve
-from tutelage.report.figures import Curve, Whisker, line_figure, thinned, whisker_figure
-from tutelage.report.page import duration, points, signed_points, typeset, write_report
-from tutelage.report.pictures import Album
-from tutelage.report.pseudo import class_balance
-from tutelage.report.read import SCORE_BINS, read_evaluation, read_run, summarize_store, training_log
+from tutelage.reporting.compare import CORRECT, EXCUSED, WRONG, best_threshold, choose_images, match_image
+from tutelage.reporting.curves import RECALL_POINTS, recall_curve
+from tutelage.reporting.figures import Curve, Whisker, line_figure, thinned, whisker_figure
+from tutelage.reporting.page import duration, points, signed_points, typeset, write_report
+from tutelage.reporting.pictures import Album
+from tutelage.reporting.pseudo import class_balance
+from tutelage.reporting.read import SCORE_BINS, read_evaluation, read_run, summarize_store, training_log
 from tutelage.tasks.metrics import detection_metrics, match_detections
 from tutelage.types import IGNORE_BOX, IGNORE_REGION, Boxes, InputError
 

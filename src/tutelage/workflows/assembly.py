@@ -42,11 +42,12 @@ def open_model(
     return stage, resolve(raw, overrides, sources, task=card["task"], device=device, devices=devices)
 
 
-def open_all(sources: tuple[str, ...], config: RunConfig) -> Index | None:
-    """The data sets of one option as one; None where none was given."""
+def open_all(sources: tuple[str, ...], config: RunConfig, *, unlabeled: bool = False) -> Index | None:
+    """The data sets of one option as one; None where none was given. A pool (`unlabeled`) may be plain images."""
     if not sources:
         return None
-    return join([open_index(source, config.data, images=config.sources.images) for source in sources])
+    images = config.sources.images
+    return join([open_index(source, config.data, images=images, unlabeled=unlabeled) for source in sources])
 
 
 def load_detector(stage: Stage) -> RetinaNet:

@@ -12,7 +12,6 @@ from tutelage.data.loader import shown_boxes
 from tutelage.data.sheets import contact_sheet
 from tutelage.data.sources import open_sources
 from tutelage.workflows.options import Paths, require_sources, resolve
-from tutelage.workflows.stages import console
 
 
 def check(
@@ -53,16 +52,16 @@ def check(
     require_sources(config, "labeled")
     sets = open_sources(config.sources, config.data, seed=config.seed, annotations_only=annotations_only)
     report = check_sets(sets, config.data, seed=config.seed, annotations_only=annotations_only)
-    console.print("\n".join(report.lines()))
+    print("\n".join(report.lines()))
     if sheet:
         contact_sheet(sets.labeled, config.data, seed=config.seed).save(sheet)
-        console.print(f"Contact sheet: {sheet}")
+        print(f"Contact sheet: {sheet}")
     if augment_sheet:
         row = _fullest_image(sets.labeled)
         pixels = decode(sets.labeled.path(row), config.data).pixels
         boxes = shown_boxes(sets.labeled, row, config.data)
         augmentation_sheet(pixels, boxes, sets.labeled.class_names, config.seed).save(augment_sheet)
-        console.print(f"One image under S1 to S4: {augment_sheet}")
+        print(f"One image under S1 to S4: {augment_sheet}")
     return report
 
 

@@ -10,7 +10,7 @@ from tutelage.config import RunConfig
 from tutelage.data.pseudo import open_store, require_kept
 from tutelage.engine.runtime import Runtime, launch
 from tutelage.files import read_json, write_json, write_text
-from tutelage.report.page import write_report
+from tutelage.reporting.page import write_report
 from tutelage.types import InputError
 from tutelage.workflows.assembly import build_task
 from tutelage.workflows.comparison import compare

@@ -68,7 +68,8 @@ def label(
     require_sources(config, "unlabeled")
     if overwrite:
         shutil.rmtree(out, ignore_errors=True)
-    pool, held_out = (open_all(given, config) for given in (config.sources.unlabeled, config.sources.test))
+    pool = open_all(config.sources.unlabeled, config, unlabeled=True)
+    held_out = open_all(config.sources.test, config)
     assert pool is not None, "require_sources has seen to it"
     stage = launch(config.runtime, _label_alone, out, config, teacher, pool, held_out)
     record = stage.record

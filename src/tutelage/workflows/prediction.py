@@ -53,7 +53,7 @@ def predict(
     stage, config = open_model(
         model, "", (f"postprocess.score_floor={score}",), device=device, devices=0, unlabeled=inputs
     )
-    images = open_all(config.sources.unlabeled, config)
+    images = open_all(config.sources.unlabeled, config, unlabeled=True)
     assert images is not None, "at least one input is required"
     class_names, outcomes = launch(config.runtime, _predict, config, stage, images)
     found = [outcome for outcome in outcomes if isinstance(outcome, Prediction)]

@@ -6,11 +6,12 @@ from importlib import resources
 from pathlib import Path
 
 import torch
+from rich.console import Console
 from rich.table import Table
 
 from tutelage.config import RunConfig, load_config, option_table, recipe_names
 from tutelage.models.cost import count_parameters
-from tutelage.report.page import write_report
+from tutelage.reporting.page import write_report
 from tutelage.workflows.assembly import build_task
 from tutelage.workflows.options import default_recipe
 from tutelage.workflows.stages import console
@@ -22,7 +23,7 @@ def recipes() -> dict[str, str]:
     table = Table("recipe", "what for", box=None)
     for name, comment in found.items():
         table.add_row(f"{name} (default)" if name == default_recipe("detection") else name, comment)
-    console.print(table)
+    Console().print(table)
     return found
 
 
@@ -37,7 +38,7 @@ def show(recipe: str | Path, *, options: bool = False, overrides: tuple[str, ...
         table = Table("option", "default", "meaning", box=None)
         for row in option_table():
             table.add_row(*row)
-        console.print(table)
+        Console().print(table)
         return config
     class_names = tuple(f"class {number}" for number in range(config.model.num_classes))
     with torch.device("meta"):

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tutelage.report.figures import Whisker
-from tutelage.report.read import Run, Stage
+from tutelage.reporting.figures import Whisker
+from tutelage.reporting.read import Run, Stage
 
 ROLES = ("teacher", "control", "student", "hidden")
 TITLES = {"teacher": "Teacher", "control": "Control", "student": "Student", "hidden": "Hidden labels"}

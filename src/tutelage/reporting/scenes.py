@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from tutelage.report.compare import CORRECT, WRONG, Outcome, above, best_threshold, choose_images, match_image
-from tutelage.report.pictures import Album, Picture
-from tutelage.report.read import Evaluation, PseudoBox
+from tutelage.reporting.compare import CORRECT, WRONG, Outcome, above, best_threshold, choose_images, match_image
+from tutelage.reporting.pictures import Album, Picture
+from tutelage.reporting.read import Evaluation, PseudoBox
 from tutelage.types import NOT_IGNORED, Boxes
 
 NUM_SCENES = 8

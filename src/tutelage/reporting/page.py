@@ -16,14 +16,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from tutelage.files import write_text
-from tutelage.report import models as arms
-from tutelage.report.curves import recall_figures, training_figures
-from tutelage.report.figures import whisker_figure
-from tutelage.report.models import Model
-from tutelage.report.pictures import Album
-from tutelage.report.pseudo import pseudo_labels
-from tutelage.report.read import Run, read_evaluation, read_run
-from tutelage.report.scenes import Comparison, compare_models
+from tutelage.reporting import models as arms
+from tutelage.reporting.curves import recall_figures, training_figures
+from tutelage.reporting.figures import whisker_figure
+from tutelage.reporting.models import Model
+from tutelage.reporting.pictures import Album
+from tutelage.reporting.pseudo import pseudo_labels
+from tutelage.reporting.read import Run, read_evaluation, read_run
+from tutelage.reporting.scenes import Comparison, compare_models
 
 NOT_AVAILABLE = "n/a"
 

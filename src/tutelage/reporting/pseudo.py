@@ -9,10 +9,10 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from tutelage.report.figures import histogram_figure
-from tutelage.report.pictures import Album
-from tutelage.report.read import PseudoSummary, Run, Stage, summarize_store
-from tutelage.report.scenes import Crop, crops
+from tutelage.reporting.figures import histogram_figure
+from tutelage.reporting.pictures import Album
+from tutelage.reporting.read import PseudoSummary, Run, Stage, summarize_store
+from tutelage.reporting.scenes import Crop, crops
 
 NUM_CROPS = 12
 

@@ -9,9 +9,9 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from tutelage.report.figures import Curve, line_figure
-from tutelage.report.models import ROLES, Model, role_of
-from tutelage.report.read import Run, Stage, training_log
+from tutelage.reporting.figures import Curve, line_figure
+from tutelage.reporting.models import ROLES, Model, role_of
+from tutelage.reporting.read import Run, Stage, training_log
 from tutelage.tasks.metrics import Matches, precision_recall
 
 MOST_CLASS_CURVES = 12
