@@ -413,8 +413,15 @@ def test_changed_labels_are_read_again(tmp_path: Path) -> None:
     picture(tmp_path / "images" / "a.png")
     label = text(tmp_path / "labels" / "a.txt", "0 0.5 0.5 1 1\n")
     assert open_index(tmp_path, STRICT).num_boxes == 1
+    text(tmp_path / "classes.txt", "cat\n")
+    assert open_index(tmp_path, STRICT).class_names == ("cat",)
+    text(tmp_path / "classes.txt", "wildcat\n")
+    assert open_index(tmp_path, STRICT).class_names == ("wildcat",)
     label.write_text("")
     assert open_index(tmp_path, STRICT).num_boxes == 0
+    picture(tmp_path / "images" / "b.png")
+    with pytest.raises(InputError, match="no entry"):
+        open_index(tmp_path, STRICT)
 
 
 # OpenImages csv -------------------------------------------------------------------------------------------------------

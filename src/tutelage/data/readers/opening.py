@@ -31,7 +31,7 @@ from tutelage.data.readers.locate import locate
 from tutelage.data.readers.openimages import read_openimages
 from tutelage.data.readers.source import Columns, Source, first_five, is_image_name, walk_files
 from tutelage.data.readers.voc import read_voc
-from tutelage.data.readers.yolo import label_folder, read_yolo
+from tutelage.data.readers.yolo import label_folder, name_files, read_yolo
 from tutelage.files import read_json, write_json
 from tutelage.types import InputError
 
@@ -166,9 +166,9 @@ def _inputs(source: Source) -> list[Path]:
     trees = [source.path] if source.format == "voc" and source.path.is_dir() else []
     if source.format == "yolo":
         files += [place for place in source.images if place.is_file()]
-        places = [place if place.is_dir() else place.parent for place in source.images]
-        trees = [tree for place in places for tree in {place, label_folder(place)} if tree.is_dir()]
-        files += [file for tree in trees for file in sorted(tree.parent.glob("*.*s*")) if file.is_file()]
+        places = [place.parent if place.is_file() else place for place in source.images]
+        trees = [tree for tree in map(label_folder, places) if tree.is_dir()]
+        files += [file for tree in trees for above in tree.parents[:2] for file in name_files(above)]
     for tree in trees:
         for _, entries in walk_files(tree):
             files += [Path(entry.path) for entry in entries]

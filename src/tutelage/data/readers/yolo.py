@@ -259,13 +259,17 @@ def _yaml_names(raw: Any, path: Path) -> tuple[str, ...]:
     raise InputError(f"{path}: names is {raw!r}; it must be a list or a mapping from number to name. Mend it.")
 
 
+def name_files(folder: Path) -> list[Path]:
+    """Files of a folder that may tell class names, the plain ones first."""
+    plain = [folder / name for name in NAME_FILES] + sorted(folder.glob("*.names"))
+    return [file for file in [*dict.fromkeys(plain), *sorted(folder.glob("*.y*ml"))] if file.is_file()]
+
+
 def _names_beside(folder: Path) -> list[str]:
     """Class names that stand in a file of this folder."""
-    files = [folder / name for name in NAME_FILES] + sorted(folder.glob("*.names"))
-    for file in files:
-        if file.is_file():
+    for file in name_files(folder):
+        if file.suffix not in (".yaml", ".yml"):
             return [line.strip() for line in read_text(file).splitlines() if line.strip()]
-    for file in sorted(folder.glob("*.y*ml")):
         for source in sources_of_yaml(file).values():
             return list(source.class_names)
     return []
