@@ -242,6 +242,7 @@ class PretrainConfig(Part):
     """Supervised pre-training of a backbone on folders of classes."""
 
     size: PositiveInt = Field(128, description="side of the square training images")
+    least_area: Fraction = Field(0.08, description="least share of an image that a random crop takes")
     label_smoothing: Fraction = Field(0.1, description="share of the target spread over all classes")
     layers: int = Field(2, ge=0, description="RandAugment operations an image")
     magnitude: float = Field(9.0, ge=0, le=30, description="RandAugment magnitude")

@@ -106,7 +106,7 @@ def classification_plan(config: PretrainConfig, rng: np.random.Generator, size: 
     the surroundings of the crop where there are any.
     """
     canvas = (config.size, config.size)
-    left, top, width, height = _random_region(rng, size)
+    left, top, width, height = _random_region(rng, size, config.least_area)
     to_canvas = affine.scaling(config.size / width, config.size / height) @ affine.translation(-left, -top)
     if rng.random() < 0.5:
         to_canvas = affine.horizontal_flip(config.size) @ to_canvas
@@ -225,10 +225,10 @@ def _jittered_crop(
     return affine.translation(-left, -top) @ _resize(size, resized), valid
 
 
-def _random_region(rng: np.random.Generator, size: Size) -> tuple[float, float, float, float]:
-    """(left, top, width, height) of 8 to 100 % of the area, aspect 3/4 to 4/3; the central square if 10 draws fail."""
+def _random_region(rng: np.random.Generator, size: Size, least_area: float) -> tuple[float, float, float, float]:
+    """(left, top, width, height) of part or all of the area, aspect 3/4 to 4/3; the central square if 10 draws fail."""
     for _ in range(10):
-        area = rng.uniform(0.08, 1.0) * size[0] * size[1]
+        area = rng.uniform(least_area, 1.0) * size[0] * size[1]
         aspect = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
         width, height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < width <= size[1] and 0 < height <= size[0]:
