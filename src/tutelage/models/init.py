@@ -6,6 +6,7 @@ again. Foreign files are read by torch's restricted loader; nothing is unpickled
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -81,8 +82,22 @@ def initialize(model: RetinaNet | Classifier, init: str, *, backbone_name: str) 
             "allowed. Change model.init."
         )
     if path.is_dir() or (path.name == WEIGHTS and (path.parent / CARD).exists()):
-        return _load_ours(model, path if path.is_dir() else path.parent)
+        return _load_ours(model, model_folder(path if path.is_dir() else path.parent))
     return _load_backbone(model, read_state(path), str(path))
+
+
+def model_folder(folder: Path) -> Path:
+    """Where the model of a run or stage folder lies: in its `model/`, or in the folder itself."""
+    return folder / "model" if (folder / "model").is_dir() else folder
+
+
+def init_digest(init: str) -> str:
+    """What an initialization adds to a stage's hash: its name, or for a file or folder the digest of its weights."""
+    path = Path(init)
+    if not path.exists():
+        return init
+    file = model_folder(path) / WEIGHTS if path.is_dir() else path
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else init
 
 
 def save_model(folder: Path, model: RetinaNet | Classifier, card: Mapping[str, Any]) -> None:

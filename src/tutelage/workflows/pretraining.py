@@ -21,7 +21,7 @@ from tutelage.engine.objectives import Supervised
 from tutelage.engine.optim import num_steps_for
 from tutelage.engine.runtime import Runtime, launch
 from tutelage.files import read_json, write_json
-from tutelage.models.init import initialize, save_model
+from tutelage.models.init import init_digest, initialize, save_model
 from tutelage.models.model import Classifier
 from tutelage.tasks.classification import ClassificationTask
 from tutelage.types import InputError
@@ -91,7 +91,8 @@ def _pretrain(runtime: Runtime, config: RunConfig, place: Place, index: Index, h
     key = {
         "kind": "pretrain",
         "seed": config.seed,
-        "model": config.model.model_dump(mode="json", exclude={"num_classes"}),
+        "model": config.model.model_dump(mode="json", exclude={"num_classes", "init"}),
+        "init": init_digest(config.model.init),
         "train": config.train.model_dump(mode="json"),
         "pretrain": config.pretrain.model_dump(mode="json"),
         "data": index.fingerprint,

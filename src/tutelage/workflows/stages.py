@@ -25,6 +25,7 @@ from rich.console import Console
 from tutelage.config import RunConfig, changed_keys, config_hash, load_config
 from tutelage.engine.runtime import Runtime
 from tutelage.files import read_json, write_json, write_text
+from tutelage.models.init import model_folder
 from tutelage.types import InputError
 
 OWN_FILES = ("config.yaml", "data.json", "run.json", "report.html", "model", "stages", "export")
@@ -47,7 +48,7 @@ class Stage:
     @property
     def model_folder(self) -> Path:
         """Where the stage's model lies: in `model/`, or in the folder itself where a bare model was given."""
-        return self.folder / "model" if (self.folder / "model").is_dir() else self.folder
+        return model_folder(self.folder)
 
     @property
     def record(self) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from tutelage.engine.objectives import Objective, Student, Supervised
 from tutelage.engine.optim import num_steps_for
 from tutelage.engine.runtime import Runtime, launch
 from tutelage.files import read_json, write_json
-from tutelage.models.init import initialize, save_model
+from tutelage.models.init import init_digest, initialize, save_model
 from tutelage.models.model import RetinaNet
 from tutelage.tasks.detection import DetectionTask
 from tutelage.types import InputError
@@ -136,7 +136,7 @@ def _train_graph(
 
 def train_teacher(place: Place, config: RunConfig, data: DataSets, runtime: Runtime) -> Stage:
     """The stage `teacher`: supervised training on the labeled images."""
-    key = {**_base_key(config, config.teacher, data), "init": config.model.init}
+    key = {**_base_key(config, config.teacher, data), "init": init_digest(config.model.init)}
 
     def work(stage: Stage) -> dict[str, Any]:
         runtime.seed_everything(config.seed)
@@ -183,7 +183,7 @@ def train_student(
         "seed": config.seed + repeat,
         "round": round_,
         "second": _second_key(config, data, second_stream, pseudo),
-        "init": init.hash if student.init == "teacher" else config.model.init,
+        "init": init.hash if student.init == "teacher" else init_digest(config.model.init),
     }
 
     def work(stage: Stage) -> dict[str, Any]:
