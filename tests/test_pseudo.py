@@ -54,6 +54,8 @@ def make_manifest(listing: Index, **changed: Any) -> Manifest:
             score_floor=0.05,
             label={"views": ["identity"], "scales": [1.0]},
             pool=listing.fingerprint,
+            held_out=(),
+            key="cd" * 32,
             num_images=len(listing),
             part_size=8,
         ),

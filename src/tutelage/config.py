@@ -46,6 +46,9 @@ class SourcesConfig(Part):
     unlabeled: tuple[str, ...] = Field((), description="the pool: folders of images, lists of paths, or data sets")
     val: tuple[str, ...] = Field((), description="selection split; only what is chosen is chosen on it")
     test: tuple[str, ...] = Field((), description="test split; only measured on, never chosen on")
+    teacher: str = Field("", description="finished model that takes the teacher's place")
+    pseudo: str = Field("", description="finished store that takes the place of the first round's labeling")
+    stages: str = Field("", description="folder of stages shared between runs; the run's own when empty")
     images: str = Field("", description="folder that image paths in annotations are relative to; found when empty")
 
 
@@ -134,7 +137,6 @@ class ModelConfig(Part):
     num_classes: PositiveInt = Field(91, description="classes where no data says so (`show`)")
     min_level: int = Field(3, ge=2, le=5, description="finest pyramid level; its stride is 2^level")
     max_level: int = Field(7, ge=3, le=8, description="coarsest pyramid level")
-    pyramid: Literal["fpn"] = Field("fpn", description="feature pyramid")
     pyramid_width: PositiveInt = Field(256, description="channels of the pyramid")
     head_width: PositiveInt = Field(256, description="channels of the heads' towers")
     head_depth: int = Field(4, ge=0, description="convolutions of each tower")
@@ -359,9 +361,9 @@ def config_hash(*parts: Part | Mapping[str, Any] | str | int | float | bool | No
 
 
 def changed_keys(one: RunConfig, other: RunConfig) -> list[str]:
-    """Dotted keys in which two configs differ, `runtime` left out, each as `key: one -> other`."""
+    """Dotted keys in which two configs differ, `runtime` and `sources` left out, each as `key: one -> other`."""
     left, right = _flat(one.model_dump(mode="json")), _flat(other.model_dump(mode="json"))
-    keys = [key for key in sorted({*left, *right}) if not key.startswith("runtime.")]
+    keys = [key for key in sorted({*left, *right}) if not key.startswith(("runtime.", "sources."))]
     return [f"{key}: {left.get(key)} -> {right.get(key)}" for key in keys if left.get(key) != right.get(key)]
 
 

@@ -13,7 +13,12 @@ from tutelage.workflows.stages import console
 
 LABELED, POOL, TEST = 20, 1500, 400
 CROPS_PER_CLASS = 200
-PRETRAIN_OPTIONS = ("train.batch_size=64", "train.min_steps=400", "train.lr=0.002")
+PRETRAIN_OPTIONS = (
+    "train.batch_size=32",
+    "train.min_steps=1600",
+    "train.lr=0.003",
+    "train.weight_decay=0.02",
+)
 
 
 def demo(

@@ -12,14 +12,14 @@ from tutelage.engine.runtime import Runtime, launch
 from tutelage.files import read_json, write_json, write_text
 from tutelage.reporting.page import write_report
 from tutelage.types import InputError
-from tutelage.workflows.assembly import build_task
+from tutelage.workflows.assembly import build_task, open_given
 from tutelage.workflows.comparison import compare
 from tutelage.workflows.evaluation import evaluate_stage
 from tutelage.workflows.labeling import label_stage
 from tutelage.workflows.options import Paths, require_sources, resolve
 from tutelage.workflows.plan import make_plan, plan_lines
 from tutelage.workflows.prepare import Prepared, prepare
-from tutelage.workflows.stages import Place, Stage, console, given_model, given_store, open_run, pin_data, provenance
+from tutelage.workflows.stages import Place, Stage, console, open_run, pin_data, provenance
 from tutelage.workflows.training import train_student, train_teacher
 
 Graph = dict[str, Stage]
@@ -79,26 +79,28 @@ def fit(
     """
     out = Path(out)
     given = {"labeled": labeled, "unlabeled": unlabeled, "val": val, "test": test}
-    sources: dict[str, Paths] = {**given, "labeled_list": labeled_list, "images": images}
+    entering: dict[str, Paths] = {"teacher": teacher, "pseudo": pseudo, "stages": stages}
+    sources: dict[str, Paths] = {**given, **entering, "labeled_list": labeled_list, "images": images}
     config = resolve(recipe, overrides, sources, task=task, seed=seed, device=device, devices=devices)
     if not plan:
         config = open_run(out, config, overwrite=overwrite, resume=resume)
-        if (out / "run.json").is_file():
-            return _finished_earlier(out)
     require_sources(config, "labeled")
     prepared = prepare(config)
-    _require_pool(prepared)
+    _require_pool(prepared, config)
     build_task(config, prepared.sets.labeled.class_names).check_label(config.label)
+    given_stages = open_given(config, prepared)
+    if not plan:
+        pin_data(out, prepared.fingerprints | {name: stage.hash for name, stage in given_stages.items()})
+        if (out / "run.json").is_file():
+            return _finished_earlier(out)
     console.print("\n".join(prepared.check.lines()))
-    entering = _given(teacher, pseudo)
-    planned = launch(config.runtime, make_plan, config, prepared, entering, out)
+    planned = launch(config.runtime, make_plan, config, prepared, given_stages, out)
     console.print("\n".join(plan_lines(planned, config.runtime.device)))
     if plan:
         return {}
-    pin_data(out, prepared.fingerprints)
-    place = Place(Path(stages) if stages else out / "stages")
-    graph = launch(config.runtime, run_graph, config, prepared, place, entering)
-    return _conclude(out, config, prepared, graph)
+    place = Place(Path(config.sources.stages or out / "stages"))
+    graph = launch(config.runtime, run_graph, config, prepared, place, given_stages)
+    return _conclude(out, config, prepared, graph, given_stages)
 
 
 def run_graph(runtime: Runtime, config: RunConfig, prepared: Prepared, place: Place, given: Graph) -> Graph:
@@ -158,35 +160,38 @@ def _store(
         sets = prepared.sets
         assert sets.pool is not None, "fit refuses to start without a pool"
         task = build_task(config, sets.labeled.class_names)
-        graph[name] = label_stage(place, name, config, task, labeler, sets.pool, sets.test, runtime, round_=round_)
-    require_kept(open_store(graph[name].folder), config.pseudo)
+        held_out = prepared.held_out
+        graph[name] = label_stage(place, name, config, task, labeler, sets.pool, held_out, runtime, round_=round_)
+    try:
+        require_kept(open_store(graph[name].folder), config.pseudo)
+    except InputError as error:
+        raise InputError(
+            f"{error} With another --out and --stages {place.folder}, teacher and store are taken from this run."
+        ) from None
     return graph[name]
 
 
-def _require_pool(prepared: Prepared) -> None:
+def _require_pool(prepared: Prepared, config: RunConfig) -> None:
     if prepared.sets.pool is None or len(prepared.sets.pool) == 0:
         raise InputError(
             "--unlabeled: there is no pool of unlabeled images. Add --unlabeled FOLDER, or take the images without "
             "labels with data.rest_as_pool=true and data.labeled_fraction or --labeled-list."
         )
+    if config.hidden_arm and not prepared.sets.hidden_labels:
+        raise InputError(
+            "hidden_arm=true: not every pool image has human labels; that arm trains on them. Leave it out, or take a "
+            "labeled data set as the pool (--unlabeled train.json, or data.rest_as_pool=true)."
+        )
 
 
-def _given(teacher: str | Path, pseudo: str | Path) -> Graph:
-    given: Graph = {}
-    if teacher:
-        given["teacher"] = given_model("teacher", Path(teacher))
-    if pseudo:
-        given["pseudo-1"] = given_store("pseudo-1", Path(pseudo))
-    return given
-
-
-def _conclude(out: Path, config: RunConfig, prepared: Prepared, graph: Graph) -> dict[str, Any]:
+def _conclude(out: Path, config: RunConfig, prepared: Prepared, graph: Graph, given_stages: Graph) -> dict[str, Any]:
     """Compares, keeps the recommended model, writes the report and, as the last file but it, the record."""
     record = {
         **compare(config, prepared, graph),
         **provenance(config),
+        "pseudo": _pseudo_record(config, graph),
         "stages": {name: str(_relative(stage.folder, out)) for name, stage in graph.items()},
-        "seconds": {name: stage.record["seconds"] for name, stage in graph.items() if stage.finished},
+        "seconds": {name: stage.record["seconds"] for name, stage in graph.items() if name not in given_stages},
     }
     shutil.rmtree(out / "model", ignore_errors=True)
     shutil.copytree(graph[record["recommended_stage"]].model_folder, out / "model")
@@ -195,6 +200,15 @@ def _conclude(out: Path, config: RunConfig, prepared: Prepared, graph: Graph) ->
     page = write_report(out)
     console.print(f"\n{record['verdict']}\nRecommended: {record['recommended']} ({out / 'model'}). Report: {page}")
     return record
+
+
+def _pseudo_record(config: RunConfig, graph: Graph) -> dict[str, Any]:
+    """What the last round's store holds at this run's threshold."""
+    store = open_store(graph["pseudo" + suffix(config.rounds, 0)].folder)
+    return {
+        "threshold": config.pseudo.model_dump(mode="json")["score_threshold"],
+        "counts": store.counts(config.pseudo),
+    }
 
 
 def _finished_earlier(out: Path) -> dict[str, Any]:

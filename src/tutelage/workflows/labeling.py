@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
@@ -12,9 +11,10 @@ import numpy as np
 
 from tutelage.config import RunConfig
 from tutelage.data.duplicates import HashBook
-from tutelage.data.index import Index
+from tutelage.data.index import Index, join
 from tutelage.data.loader import evaluation_batches
 from tutelage.data.pseudo import Leak, Manifest, StoreWriter, open_store, store_index
+from tutelage.engine.guard import device_batch
 from tutelage.engine.progress import Progress
 from tutelage.engine.runtime import Runtime, launch
 from tutelage.files import read_json
@@ -27,6 +27,7 @@ from tutelage.workflows.stages import Place, Stage, console, run_stage
 
 Outcome = Prediction | Skipped | Leak
 SKIPPED_NAMED = 50
+STORE_FILES = ("part-*.parquet", ".tmp-*", "manifest.json", "run.json", "export")
 
 
 def label(
@@ -66,31 +67,31 @@ def label(
         model, recipe, overrides, device=device, devices=devices, unlabeled=unlabeled, test=test
     )
     require_sources(config, "unlabeled")
-    if overwrite:
-        shutil.rmtree(out, ignore_errors=True)
+    place = Place(out, own_files=STORE_FILES)
+    place.prepare(overwrite=overwrite)
     pool = open_all(config.sources.unlabeled, config, unlabeled=True)
-    held_out = open_all(config.sources.test, config)
+    kept_out = open_all(config.sources.test, config)
+    held_out = () if kept_out is None else (kept_out,)
     assert pool is not None, "require_sources has seen to it"
-    stage = launch(config.runtime, _label_alone, out, config, teacher, pool, held_out)
-    record = stage.record
-    counts = ", ".join(f"{value} {name}" for name, value in record["counts"].items())
+    stage = launch(config.runtime, _label_alone, place, config, teacher, pool, held_out)
+    store = open_store(stage.folder)
+    counts = ", ".join(f"{value} {name}" for name, value in store.counts(config.pseudo).items())
     console.print(f"{out}: {counts}")
     if export:
-        store = open_store(out)
         kept = store_index(store, pool, config.pseudo)
         records = ((kept.relative_path(row), kept.size(row), kept.boxes(row)) for row in range(len(kept)))
         written = export_boxes(export, out / "export", records, kept.class_names)
         console.print(f"Exported {len(kept)} images to {written}")
-    return record
+    return stage.record
 
 
 def _label_alone(
-    runtime: Runtime, out: Path, config: RunConfig, teacher: Stage, pool: Index, test: Index | None
+    runtime: Runtime, place: Place, config: RunConfig, teacher: Stage, pool: Index, held_out: tuple[Index, ...]
 ) -> Stage:
     card: dict[str, Any] = read_json(teacher.model_folder / "model.json")
     task = build_task(config, tuple(card["class_names"]))
     task.check_label(config.label)
-    return label_stage(Place(out, alone=True), "label", config, task, teacher, pool, test, runtime, round_=1)
+    return label_stage(place, "label", config, task, teacher, pool, held_out, runtime, round_=1)
 
 
 def label_stage(
@@ -100,41 +101,41 @@ def label_stage(
     task: DetectionTask,
     teacher: Stage,
     pool: Index,
-    test: Index | None,
+    held_out: tuple[Index, ...],
     runtime: Runtime,
     *,
     round_: int,
 ) -> Stage:
-    """The stage that labels `pool` with `teacher`; pool images that are also in `test` are kept out and counted."""
+    """The stage that labels `pool` with `teacher`; copies of `held_out` images are kept out and counted."""
     key = {
         "kind": "label",
         "teacher": teacher.hash,
         "label": config.label.model_dump(mode="json", exclude={"part_size"}),
+        "model": config.model.model_dump(mode="json", exclude={"num_classes", "init"}),
+        "data": config.data.model_dump(mode="json"),
         "postprocess": config.postprocess.model_dump(mode="json"),
         "pool": pool.fingerprint,
-        "test": test.fingerprint if test is not None else "",
+        "held_out": [index.fingerprint for index in held_out],
     }
 
     def work(stage: Stage) -> dict[str, Any]:
         model = load_detector(teacher)
-        manifest = _manifest(config, task, teacher, pool, round_=round_)
-        write_store(stage.folder, manifest, config, task, model, pool, test, runtime)
+        manifest = Manifest(
+            teacher=teacher.hash,
+            round=round_,
+            class_names=task.class_names,
+            score_floor=config.postprocess.score_floor,
+            label=config.label.model_dump(mode="json"),
+            pool=pool.fingerprint,
+            held_out=tuple(index.fingerprint for index in held_out),
+            key=stage.hash,
+            num_images=len(pool),
+            part_size=config.label.part_size,
+        )
+        write_store(stage.folder, manifest, config, task, model, pool, held_out, runtime)
         return store_record(stage.folder, pool, config)
 
     return run_stage(place, name, key, runtime, work)
-
-
-def _manifest(config: RunConfig, task: DetectionTask, teacher: Stage, pool: Index, *, round_: int) -> Manifest:
-    return Manifest(
-        teacher=teacher.hash,
-        round=round_,
-        class_names=task.class_names,
-        score_floor=config.postprocess.score_floor,
-        label=config.label.model_dump(mode="json"),
-        pool=pool.fingerprint,
-        num_images=len(pool),
-        part_size=config.label.part_size,
-    )
 
 
 def write_store(
@@ -144,13 +145,13 @@ def write_store(
     task: DetectionTask,
     model: RetinaNet,
     pool: Index,
-    test: Index | None,
+    held_out: tuple[Index, ...],
     runtime: Runtime,
 ) -> None:
     """Labels what is not yet in the store; each process takes every `world_size`-th part, the main one ends it."""
     writer = StoreWriter(folder, manifest)
     mine = [part for part in writer.missing_parts() if part % runtime.world_size == runtime.rank]
-    leaks = HashBook.build(test, config.data) if test is not None else None
+    leaks = HashBook.build(join(held_out), config.data) if held_out else None
     outcomes = label_images(config, task, model, pool, _rows(mine, manifest), leaks, runtime)
     for part, group in groupby(outcomes, key=lambda outcome: outcome.image_id // manifest.part_size):
         writer.write_part(part, list(group), pool)
@@ -181,7 +182,7 @@ def label_images(
         pool,
         canvas=config.model.canvas,
         data=config.data,
-        device_batch_size=config.teacher.batch_size,
+        device_batch_size=device_batch(config.teacher.batch_size, runtime),
         rows=rows,
         workers=runtime.workers,
         tolerant=True,
@@ -203,7 +204,7 @@ def _without_leak(outcome: Outcome, batch: Batch, leaks: HashBook | None) -> Out
     row = batch.image_ids.tolist().index(outcome.image_id)
     height, width = batch.valid[row, 0].tolist()
     pixels = batch.images[row, 0, :, :height, :width].permute(1, 2, 0).numpy()
-    return Leak(outcome.image_id, "also in the test set") if leaks.contains(pixels) else outcome
+    return Leak(outcome.image_id, "also in the test set or selection split") if leaks.contains(pixels) else outcome
 
 
 def store_record(folder: Path, pool: Index, config: RunConfig) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch
 from tutelage.config import RunConfig, load_config
 from tutelage.types import InputError
 
+SINGLE = ("labeled_list", "images", "teacher", "pseudo", "stages")  # sources that are one path
 Paths = str | Path | Iterable[str | Path]
 
 
@@ -45,9 +46,7 @@ def resolve(
         device: replaces the recipe's.
         devices: replaces the recipe's.
     """
-    given: dict[str, Any] = {
-        name: str(value) if name in ("labeled_list", "images") else paths(value) for name, value in sources.items()
-    }
+    given: dict[str, Any] = {name: str(value) if name in SINGLE else paths(value) for name, value in sources.items()}
     parts: dict[str, Any] = {"sources": {name: value for name, value in given.items() if value}}
     runtime = {"device": device, "devices": devices}
     parts["runtime"] = {name: value for name, value in runtime.items() if value}

@@ -30,6 +30,7 @@ def predict(
     score: float = 0.05,
     pictures: bool = False,
     device: str = "",
+    overwrite: bool = False,
 ) -> list[Prediction]:
     """Finds objects in images and writes them to `out`.
 
@@ -41,6 +42,7 @@ def predict(
         score: least score of a box that is written.
         pictures: also write each image with its boxes.
         device: auto, cpu, cuda or mps.
+        overwrite: replace what an earlier call wrote.
 
     Returns:
         One prediction for each image that could be read; the others are named and counted.
@@ -50,6 +52,8 @@ def predict(
     """
     if format not in ("coco", "yolo"):
         raise InputError(f"--format: unknown format {format!r}; choose coco or yolo.")
+    if not overwrite and Path(out).is_dir() and any(Path(out).iterdir()):
+        raise InputError(f"{out}: is not empty. Choose another --out, or write over what is there with --overwrite.")
     stage, config = open_model(
         model, "", (f"postprocess.score_floor={score}",), device=device, devices=0, unlabeled=inputs
     )
@@ -83,7 +87,7 @@ def _write_pictures(
     folder: Path, images: Index, found: list[Prediction], class_names: tuple[str, ...], config: RunConfig
 ) -> None:
     for prediction in found:
-        path = (folder / images.relative_path(prediction.image_id)).with_suffix(".jpg")
+        path = folder / f"{images.relative_path(prediction.image_id)}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         picture = Image.fromarray(decode(images.path(prediction.image_id), config.data).pixels)
         draw_boxes(picture, prediction.boxes or Boxes.empty(), class_names).save(path, quality=90)

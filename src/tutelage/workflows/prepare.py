@@ -27,6 +27,11 @@ class Prepared:
     check: CheckReport
 
     @property
+    def held_out(self) -> tuple[Index, ...]:
+        """Test images and selection split: what nothing may be trained on."""
+        return tuple(index for index in (self.sets.test, self.sets.val) if index is not None)
+
+    @property
     def fingerprints(self) -> dict[str, str]:
         """Content of each set, by the name of its option."""
         named = {
@@ -39,7 +44,7 @@ class Prepared:
 
 
 def prepare(config: RunConfig) -> Prepared:
-    """Opens and checks the data; labeled images that are also in the test set are taken out.
+    """Opens and checks the data; labeled images that are also in test or val are taken out.
 
     Raises:
         InputError: from readers and check; or no labeled image is left.
@@ -51,7 +56,9 @@ def prepare(config: RunConfig) -> Prepared:
         keep = np.setdiff1d(np.arange(len(sets.labeled)), report.leaked_rows)
         sets = replace(sets, labeled=sets.labeled.select(keep))
     if len(sets.labeled) == 0:
-        raise InputError("--labeled: no image is left to train on. Give labeled images that are not in the test set.")
+        raise InputError(
+            "--labeled: no image is left to train on. Give labeled images that are in neither --test nor --val."
+        )
     test_groups, val_groups = (
         resampling_groups(index, config.data) if index is not None else np.zeros(0, np.int64)
         for index in (sets.test, sets.val)

@@ -59,10 +59,29 @@ class Stage:
 
 @dataclass(frozen=True)
 class Place:
-    """Where stages are made: side by side in a `stages` folder, or one `alone` as a folder of its own."""
+    """Where stages are made: side by side in a `stages` folder, or one alone in a folder of its own.
+
+    `own_files` are the patterns of the files that a stage alone writes; empty for a `stages` folder.
+    """
 
     folder: Path
-    alone: bool = False
+    own_files: tuple[str, ...] = ()
+
+    def prepare(self, *, overwrite: bool) -> None:
+        """Sees that the folder of a stage alone holds nothing else, and with `overwrite` empties it of its own files.
+
+        Raises:
+            InputError: it holds other files, which are never deleted.
+        """
+        own = {path for pattern in self.own_files for path in self.folder.glob(pattern)}
+        foreign = sorted(path.name for path in self.folder.glob("*") if path not in own)
+        if foreign:
+            raise InputError(
+                f"{self.folder}: holds other files ({', '.join(foreign[:5])}); a new folder, or one of an earlier "
+                "call of the same command, is allowed. Choose another --out."
+            )
+        for path in own if overwrite else ():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def stage(self, name: str, key: Mapping[str, Any]) -> Stage:
         """The stage of that name and key.
@@ -71,7 +90,7 @@ class Place:
             InputError: the folder of a stage alone holds something else.
         """
         digest = config_hash(key)
-        if not self.alone:
+        if not self.own_files:
             return Stage(name, digest, self.folder / f"{name}-{digest[:8]}")
         stage = Stage(name, digest, self.folder)
         if stage.finished and stage.record.get("hash") != digest:
@@ -133,6 +152,8 @@ def given_store(name: str, folder: Path) -> Stage:
 def open_run(out: Path, config: RunConfig, *, overwrite: bool, resume: bool) -> RunConfig:
     """The config that the run folder `out` goes by: the given one, or with `resume` the folder's own.
 
+    With `resume` sources and runtime that were given replace the folder's, since data may have moved.
+
     Raises:
         InputError: the folder holds another run (the keys that differ are listed) or foreign files, or there is nothing
             to resume.
@@ -141,7 +162,9 @@ def open_run(out: Path, config: RunConfig, *, overwrite: bool, resume: bool) -> 
     if resume:
         if not saved.is_file():
             raise InputError(f"{out}: holds no run to resume (no config.yaml). Leave --resume out to start one.")
-        return load_config(saved)
+        kept = load_config(saved)
+        given = {name: value for name, value in config.sources if value}
+        return kept.model_copy(update={"sources": kept.sources.model_copy(update=given)})
     if overwrite:
         remove_run(out)
     if saved.is_file():
@@ -160,7 +183,7 @@ def open_run(out: Path, config: RunConfig, *, overwrite: bool, resume: bool) -> 
 
 
 def pin_data(out: Path, fingerprints: Mapping[str, str]) -> None:
-    """Remembers what data a run was started with; other data in the same folder is an `InputError`."""
+    """Remembers what data and given stages a run was started with; others in the same folder are an `InputError`."""
     pinned = out / "data.json"
     if not pinned.is_file():
         write_json(pinned, dict(fingerprints))
@@ -169,7 +192,7 @@ def pin_data(out: Path, fingerprints: Mapping[str, str]) -> None:
     changed = [name for name in {**before, **fingerprints} if before.get(name) != fingerprints.get(name)]
     if changed:
         raise InputError(
-            f"{out}: was started with other {', '.join(changed)} data (files, sizes or annotations differ). "
+            f"{out}: was started with other data for {', '.join(changed)} (files, sizes or content differ). "
             "Choose another --out, or replace the run with --overwrite."
         )
 

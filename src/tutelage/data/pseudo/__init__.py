@@ -1,6 +1,6 @@
 """The pseudo-label store: what a teacher said of a pool, written once, read with any threshold."""
 
-from tutelage.data.pseudo.reading import PseudoStore, open_store, require_kept, store_index
+from tutelage.data.pseudo.reading import PseudoStore, open_store, require_kept, score_limits, store_index
 from tutelage.data.pseudo.writing import Leak, Manifest, StoreWriter
 
-__all__ = ["Leak", "Manifest", "PseudoStore", "StoreWriter", "open_store", "require_kept", "store_index"]
+__all__ = ["Leak", "Manifest", "PseudoStore", "StoreWriter", "open_store", "require_kept", "score_limits", "store_index"]

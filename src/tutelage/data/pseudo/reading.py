@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import difflib
 import math
-import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +61,11 @@ class PseudoStore:
             counts["boxes_kept"] += int(kept.sum())
         return counts
 
+    def usable_rows(self) -> NDArray[np.int64]:
+        """Pool rows that could be read and are in no held-out set."""
+        parts = [images["image_id"][images["status"] == "ok"] for images, _ in self.parts()]
+        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
     def skipped(self, limit: int) -> list[tuple[str, str]]:
         """(path, reason) of the first `limit` images that could not be read."""
         found: list[tuple[str, str]] = []
@@ -98,7 +101,9 @@ def open_store(folder: Path) -> PseudoStore:
         )
     plain = read_json(folder / "manifest.json")
     content = plain.pop("content")
-    return PseudoStore(folder, Manifest(**{**plain, "class_names": tuple(plain["class_names"])}), content)
+    return PseudoStore(
+        folder, Manifest(**{**plain, **{name: tuple(plain[name]) for name in ("class_names", "held_out")}}), content
+    )
 
 
 def _read_columns(path: Path) -> Columns:
@@ -186,11 +191,9 @@ def store_index(store: PseudoStore, pool: Index, pseudo: PseudoConfig) -> Index:
 
 
 def _build_index(store: PseudoStore, pool: Index, pseudo: PseudoConfig, folder: Path) -> None:
-    """Writes the index beside its place and moves it there: several processes may do so at once."""
     limits = score_limits(pseudo, store.manifest.class_names)
     parts = [_used(images, boxes, limits, pseudo) for images, boxes in store.parts()]
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    own = folder.with_name(f"{folder.name}.{os.getpid()}")
     pool.select(columns["rows"]).with_boxes(
         np.concatenate([[0], np.cumsum(columns["counts"])]),
         columns["xyxy"],
@@ -200,12 +203,8 @@ def _build_index(store: PseudoStore, pool: Index, pseudo: PseudoConfig, folder: 
         ignore=columns["ignore"],
         sizes=columns["sizes"],
         description=f"pseudo-labels of score {pseudo.score_threshold}; teacher {store.manifest.teacher[:8]}",
-        folder=own,
+        folder=folder,
     )
-    try:
-        own.rename(folder)
-    except OSError:  # another process was first
-        shutil.rmtree(own)
 
 
 def _used(images: Columns, boxes: Columns, limits: NDArray[np.float32], pseudo: PseudoConfig) -> Columns:

@@ -63,6 +63,8 @@ class Manifest:
     score_floor: float  # detections below are not in the store
     label: Mapping[str, Any]  # views and scales
     pool: str  # fingerprint of the pool's listing
+    held_out: tuple[str, ...]  # fingerprints of the sets whose images were kept out (test, selection split)
+    key: str  # hash of all that the labeling depends on
     num_images: int
     part_size: int
 
