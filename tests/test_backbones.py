@@ -59,7 +59,17 @@ def test_batchnorm_constants_are_ours_or_the_networks_own() -> None:
     norms = [module for module in shared.modules() if isinstance(module, nn.BatchNorm2d)]
     assert norms and {(norm.momentum, norm.eps) for norm in norms} == {(0.02, 1e-4)}
     norms = [module for module in own.modules() if isinstance(module, nn.BatchNorm2d)]
-    assert {norm.eps for norm in norms} == {1e-3}  # EfficientNet's
+    assert norms and {(norm.momentum, norm.eps) for norm in norms} == {(0.01, 1e-3)}  # EfficientNet's, 0.99 in TF terms
+
+
+def test_other_networks_keep_timms_batchnorm_constants() -> None:
+    with torch.device("meta"):
+        ours, timms = build_backbone("mobilenetv3_small_050"), timm.create_model("mobilenetv3_small_050")
+    constants = [
+        {(norm.momentum, norm.eps) for norm in model.modules() if isinstance(norm, nn.BatchNorm2d)}
+        for model in (ours, timms)
+    ]
+    assert constants[0] == constants[1] == {(0.1, 1e-5)}
 
 
 def test_every_batchnorm_starts_at_one() -> None:

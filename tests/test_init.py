@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import resource
 import zipfile
 from pathlib import Path
 
@@ -226,3 +227,18 @@ def test_imagenet_brings_its_pixel_statistics(monkeypatch: pytest.MonkeyPatch) -
     assert report.source == "resnet10t.x" and report.unexpected == ()
     assert model.normalize.mean.tolist() == [127.5] * 3
     assert torch.equal(model.backbone.body.conv1[0].weight, donor.backbone.body.conv1[0].weight)
+
+
+def test_a_full_disk_is_said_and_leaves_the_model_before(tmp_path: Path) -> None:
+    model = detector()
+    save_model(tmp_path, model, {})
+    before = (tmp_path / "model.safetensors").read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))  # a write beyond fails as on a full disk
+    try:
+        with pytest.raises(InputError, match=r"model\.safetensors: the largest allowed file size"):
+            save_model(tmp_path, detector(classes=5), {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 2

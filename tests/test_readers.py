@@ -514,6 +514,7 @@ def test_class_folders(tmp_path: Path) -> None:
     assert detect_format(tmp_path) == "class-folders" and set(locate(tmp_path)) == {"train", "val"}
     index = open_index(tmp_path / "train", STRICT)
     assert index.class_names == ("cat", "dog") and index.image_classes().tolist() == [0, 0, 1]
+    assert index.select(np.array([2, 0])).image_classes().tolist() == [1, 0]
     assert index.image_class(2) == 1 and index.num_boxes == 0
 
 

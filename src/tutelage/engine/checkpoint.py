@@ -7,19 +7,18 @@ step.
 
 from __future__ import annotations
 
-import errno
-import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tutelage.engine.objectives import Objective
-from tutelage.files import atomic, read_json, write_json
+from tutelage.files import read_json, write_json
+from tutelage.models.tensors import save_tensors
 from tutelage.types import InputError
 
 FOLDER = "checkpoint"
@@ -46,8 +45,7 @@ def save_checkpoint(folder: Path, run_hash: str, state: State) -> None:
     place = folder / FOLDER
     place.mkdir(parents=True, exist_ok=True)
     name = f"step-{state.step:08d}.safetensors"
-    with atomic(place / name) as temporary:
-        _save_tensors(_tensors(state), temporary)
+    save_tensors(place / name, _tensors(state))
     write_json(place / RECORD, {"hash": run_hash, "step": state.step, "seconds": state.seconds, "tensors": name})
     for old in place.glob("step-*.safetensors"):
         if old.name != name:
@@ -120,16 +118,6 @@ def _contiguous_copy(tensor: Tensor) -> Tensor:
 def _placed_like(weight: Tensor, value: Tensor) -> Tensor:
     """On the weight's device in the weight's memory layout; step counts, which are scalars, stay as they are."""
     return torch.empty_like(weight, dtype=value.dtype).copy_(value) if value.ndim else value
-
-
-def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    try:
-        save_file(tensors, path)
-    except SafetensorError as error:
-        code = re.search(r"(?:os error|code:) (\d+)", str(error))  # the operating system's: full disk, quota
-        if code is None:
-            raise
-        raise OSError(int(code[1]), errno.errorcode.get(int(code[1]), "")) from error
 
 
 def _one_line(error: Exception) -> str:

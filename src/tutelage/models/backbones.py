@@ -45,6 +45,9 @@ NOISY_STUDENT_WEIGHTS = {
 }
 """`init=imagenet++`: Noisy Student (arXiv:1911.04252), ImageNet-1k with unlabeled JFT images."""
 
+EFFICIENTNET = re.compile(r"(tf_)?efficientnet_")
+EFFICIENTNET_NORM = NormConfig(momentum=0.01, eps=1e-3)  # 1 - 0.99 (TPU code, efficientnet_builder.py); timm says 0.1
+
 OTHER_DATA = re.compile(r"in12k|in21k|in22k|jft|ig\d|yfcc|laion|bamboo|openai|dfn|fb_|lvd")
 
 
@@ -73,12 +76,14 @@ def build_backbone(
         name: a timm model.
         levels: which outputs; each stride must be one of the model's.
         drop_path: stochastic depth at the last block, growing linearly from 0.
-        norm: batch-norm constants; None keeps the model's own.
+        norm: batch-norm constants; None gives the model's own: an EfficientNet its authors', all others timm's.
 
     Raises:
         InputError: timm knows no such model, or the model has no such strides.
     """
     backbone = Backbone(name, levels, drop_path)
+    if norm is None and EFFICIENTNET.match(name):
+        norm = EFFICIENTNET_NORM
     for module in backbone.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.ones_(module.weight)  # also the last one of a residual block, unlike timm (TPU code, nn_blocks.py)

@@ -16,13 +16,14 @@ from typing import Any, Literal, cast
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from tutelage.config import ModelConfig
-from tutelage.files import atomic, read_json, write_json
+from tutelage.files import read_json, write_json
 from tutelage.models.backbones import pretrained_weights
 from tutelage.models.model import Classifier, RetinaNet, build_classifier, build_detector
+from tutelage.models.tensors import save_tensors
 from tutelage.types import InputError
 
 WEIGHTS, CARD = "model.safetensors", "model.json"
@@ -108,8 +109,7 @@ def save_model(folder: Path, model: RetinaNet | Classifier, card: Mapping[str, A
     """
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    with atomic(folder / WEIGHTS) as temporary:
-        save_file(state, temporary)
+    save_tensors(folder / WEIGHTS, state)
     rebuild = {
         "format": FORMAT,
         "kind": "detector" if isinstance(model, RetinaNet) else "classifier",
@@ -127,7 +127,7 @@ def load_model(folder: Path) -> tuple[RetinaNet | Classifier, dict[str, Any]]:
     Raises:
         InputError: no such folder, an incomplete one, or one of another version.
     """
-    card = _read_card(folder)
+    card = read_card(folder)
     with torch.random.fork_rng(devices=[]):
         model = BUILDERS[card["kind"]](ModelConfig.model_validate(card["model"]), card["num_classes"])
     state = read_state(folder / WEIGHTS)
@@ -140,6 +140,23 @@ def load_model(folder: Path) -> tuple[RetinaNet | Classifier, dict[str, Any]]:
             "together. Save the model again."
         ) from None
     return model, card
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """What `model.json` says of a model folder.
+
+    Raises:
+        InputError: no such folder, an incomplete one, or one of another version.
+    """
+    if not (folder / CARD).exists():
+        raise InputError(f"{folder}: holds no {CARD}, which is written last. Give the folder of a finished model.")
+    card: dict[str, Any] = read_json(folder / CARD)
+    if card.get("format") != FORMAT or card.get("kind") not in BUILDERS:
+        raise InputError(
+            f"{folder / CARD}: format {card.get('format')}, kind {card.get('kind')!r}; this version reads format "
+            f"{FORMAT} and the kinds {', '.join(BUILDERS)}. Use the version of Tutelage that wrote it."
+        )
+    return card
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -181,20 +198,8 @@ def _tensors_of(content: Any, path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _read_card(folder: Path) -> dict[str, Any]:
-    if not (folder / CARD).exists():
-        raise InputError(f"{folder}: holds no {CARD}, which is written last. Give the folder of a finished model.")
-    card: dict[str, Any] = read_json(folder / CARD)
-    if card.get("format") != FORMAT or card.get("kind") not in BUILDERS:
-        raise InputError(
-            f"{folder / CARD}: format {card.get('format')}, kind {card.get('kind')!r}; this version reads format "
-            f"{FORMAT} and the kinds {', '.join(BUILDERS)}. Use the version of Tutelage that wrote it."
-        )
-    return card
-
-
 def _load_ours(model: RetinaNet | Classifier, folder: Path) -> LoadReport:
-    card = _read_card(folder)
+    card = read_card(folder)
     theirs, ours = card["model"]["backbone"], model.config.backbone
     if theirs != ours:
         raise InputError(

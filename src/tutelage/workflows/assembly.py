@@ -10,8 +10,7 @@ from tutelage.config import RunConfig
 from tutelage.data.index import Index, join
 from tutelage.data.readers import open_index
 from tutelage.data.writers import Record, write_coco, write_voc, write_yolo
-from tutelage.files import read_json
-from tutelage.models.init import load_model
+from tutelage.models.init import load_model, read_card
 from tutelage.models.model import RetinaNet
 from tutelage.tasks.detection import DetectionTask
 from tutelage.types import InputError
@@ -30,15 +29,16 @@ def build_task(config: RunConfig, class_names: tuple[str, ...]) -> DetectionTask
 def open_model(
     model: str | Path, recipe: str | Path, overrides: tuple[str, ...], *, device: str, devices: int, **sources: Paths
 ) -> tuple[Stage, RunConfig]:
-    """A finished model, and a config with the model part of its card under recipe and overrides.
+    """A finished detector, and a config: the recipe, what the model's card says laid on it, then the overrides.
 
     Raises:
-        InputError: there is no model, or an option is unknown.
+        InputError: there is no model, it is a classifier, or an option is unknown.
     """
     stage = given_model("teacher", Path(model))
-    card: dict[str, Any] = read_json(stage.model_folder / "model.json")
+    card = _detector_card(stage)
     base = resolve(recipe, (), {}, task=card["task"]).model_dump(mode="json") if recipe else {"task": card["task"]}
-    raw = {**base, "model": card["model"], "postprocess": card["postprocess"]}
+    data = {**base.get("data", {}), **card.get("data", {})}
+    raw = {**base, "data": data, "model": card["model"], "postprocess": card["postprocess"]}
     return stage, resolve(raw, overrides, sources, task=card["task"], device=device, devices=devices)
 
 
@@ -56,12 +56,9 @@ def load_detector(stage: Stage) -> RetinaNet:
     Raises:
         InputError: there is none, or it is a classifier.
     """
+    _detector_card(stage)
     model, _ = load_model(stage.model_folder)
-    if not isinstance(model, RetinaNet):
-        raise InputError(
-            f"{stage.model_folder}: holds a classifier, which finds no boxes. Give the model of a fit or train; "
-            "a pre-trained backbone is what model.init takes."
-        )
+    assert isinstance(model, RetinaNet), type(model)
     return model
 
 
@@ -70,3 +67,13 @@ def export_boxes(format: str, folder: Path, records: Iterable[Record], class_nam
     target = folder / "boxes.json" if format == "coco" else folder
     EXPORTS[format](target, records, class_names, with_scores=True)
     return target
+
+
+def _detector_card(stage: Stage) -> dict[str, Any]:
+    card = read_card(stage.model_folder)
+    if card["kind"] != "detector":
+        raise InputError(
+            f"{stage.model_folder}: holds a {card['kind']}, which finds no boxes. Give the model of a fit or train; "
+            "a pre-trained backbone is what model.init takes."
+        )
+    return card

@@ -71,7 +71,7 @@ def pretrain(
         console.print(f"{out}: finished earlier, accuracy {_percent(record['accuracy'])}.")
         return record
     index = open_index(config.sources.labeled[0], config.data)
-    classes = _image_classes(index)
+    classes = index.image_classes()
     if len(index.class_names) < 2 or (classes < 0).any():
         raise InputError(
             f"{folder}: {len(index.class_names)} classes were found; pre-training needs at least two folders of "
@@ -163,11 +163,7 @@ def _accuracy(
     return int(runtime.all_reduce_sum(correct)) / len(rows)
 
 
-def _image_classes(index: Index) -> NDArray[np.int64]:
-    return np.array([index.image_class(row) for row in range(len(index))], np.int64)
-
-
-def _held_out(classes: NDArray[np.int64], config: RunConfig) -> NDArray[np.int64]:
+def _held_out(classes: NDArray[np.int32], config: RunConfig) -> NDArray[np.int64]:
     """Rows (n,) of a seeded part of each class, sorted."""
     rng = np.random.default_rng(np.random.SeedSequence([config.seed, 0xC1A55]))
     parts = []

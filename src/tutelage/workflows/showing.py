@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tutelage.config import RunConfig, load_config, option_table, recipe_names
-from tutelage.models.cost import count_parameters
+from tutelage.models.cost import count_multiply_adds, count_parameters
 from tutelage.reporting.page import write_report
 from tutelage.workflows.assembly import build_task
 from tutelage.workflows.options import default_recipe
@@ -28,7 +28,7 @@ def recipes() -> dict[str, str]:
 
 
 def show(recipe: str | Path, *, options: bool = False, overrides: tuple[str, ...] = ()) -> RunConfig:
-    """Prints a recipe whole and resolved, with the parameters of its network; or what every option means.
+    """Prints a recipe whole and resolved, with the cost of its network; or what every option means.
 
     Raises:
         InputError: unknown recipe, key or value.
@@ -45,6 +45,9 @@ def show(recipe: str | Path, *, options: bool = False, overrides: tuple[str, ...
         model = build_task(config, class_names).build_model()
     print(config.to_yaml(), end="")
     print(f"# {count_parameters(model) / 1e6:.1f} million parameters with {config.model.num_classes} classes")
+    height, width = config.model.canvas
+    billions = count_multiply_adds(model, config.model.canvas) / 1e9
+    print(f"# {billions:.1f} billion multiply-adds an image of {height} x {width}")
     return config
 
 

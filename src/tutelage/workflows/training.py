@@ -295,6 +295,7 @@ def _train_and_save(stage: Stage, training: Training, runtime: Runtime, config: 
             "class_names": list(class_names),
             "model": config.model.model_dump(mode="json"),
             "postprocess": config.postprocess.model_dump(mode="json"),
+            "data": config.data.model_dump(mode="json", include={"range"}),  # 16-bit pictures are read the same later
             "trained_as": stage.name,
             "hash": stage.hash,
         }
