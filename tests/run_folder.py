@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from PIL import Image, ImageDraw
 
 from tutelage import stats
 from tutelage.config import parse_config
+from tutelage.data.pseudo import Manifest
 from tutelage.tasks.metrics import match_detections
 from tutelage.types import IGNORE_REGION, NOT_IGNORED, Boxes
 
@@ -185,7 +187,10 @@ def write_store(folder: Path, pool: list[tuple[str, Boxes]], names: tuple[str, .
         empty += sum(not (one.scores >= 0.5).any() for one in seen)
     counts = {"images": len(pool), "labeled": len(pool) - empty, "empty": empty, "skipped": 1, "leaks": 2}
     skipped = [{"path": "pool/broken.jpg", "reason": "the file ends early"}]
-    write_json(folder / "manifest.json", {"class_names": names, "score_floor": 0.05})
+    origin = {"teacher": "", "round": 1, "label": {}, "pool": "", "held_out": (), "key": ""}
+    sizes = {"num_images": len(pool), "part_size": part_size}
+    manifest = Manifest(class_names=names, score_floor=0.05, **origin, **sizes)
+    write_json(folder / "manifest.json", {**asdict(manifest), "content": ""})
     record = {"kind": "label", "hash": "b7" * 32, "counts": {**counts, "boxes": total, "boxes_kept": kept}}
     views = ["identity", "hflip", "vflip", "rot180", "transpose", "antitranspose", "rot90", "rot270"]
     write_json(folder / "run.json", {**record, "skipped": skipped, "threshold": 0.5, "views": views, "seconds": 21.0})

@@ -17,8 +17,8 @@ from tutelage.config import DataConfig
 from tutelage.data import survey as survey_module
 from tutelage.data.check import CheckReport, check_sets, contact_sheet, draw_boxes
 from tutelage.data.demo import draw_scene
-from tutelage.data.duplicates import HashBook, find_leaks, groups_of, near_duplicate_groups
-from tutelage.data.gap import domain_gap
+from tutelage.data.duplicates import HashBook, groups_of, leaks_between, near_duplicate_groups
+from tutelage.data.gap import Gap, gap_between
 from tutelage.data.index import Index
 from tutelage.data.sources import DataSets
 from tutelage.data.survey import Prints, survey
@@ -229,7 +229,7 @@ def test_annotations_alone_need_no_images(tmp_path: Path) -> None:
     index = indexed(tmp_path, boxes)
     report = check_sets(sets(index, index, index), DATA, seed=0, annotations_only=True)
     assert said(report, "labeled: boxes of") == "labeled: boxes of cat 1, dog 0"
-    assert report.leaks is None and report.gap is None and len(report.leaked_rows) == 0
+    assert report.leaks == {} and report.gap is None and len(report.leaked_rows) == 0
 
 
 def test_classes_that_are_tested_but_never_labeled(tmp_path: Path) -> None:
@@ -253,7 +253,7 @@ def leaky(tmp_path: Path, leaked: int, labeled: int = 40) -> DataSets:
 def test_few_leaks_are_named_and_left_out(tmp_path: Path) -> None:
     found = check_sets(leaky(tmp_path, 2), DATA, seed=0)
     assert found.leaked_rows.tolist() == [0, 1]
-    assert found.leaks is not None and found.leaks.exact.tolist() == [True, False]
+    assert found.leaks["test"].exact.tolist() == [True, False]
     assert "2 images also in the test set, left out" in said(found, "left out of training")
     assert found.as_dict()["leaked_images"] == 2
 
@@ -266,8 +266,19 @@ def test_many_leaks_stop_the_run(tmp_path: Path) -> None:
 
 
 def test_no_leak_is_said_too(tmp_path: Path) -> None:
-    found = check_sets(leaky(tmp_path, 0), DATA, seed=0)
-    assert said(found, "leaks:") == "leaks: no labeled image is in the test set"
+    clean = leaky(tmp_path, 0)
+    assert said(check_sets(clean, DATA, seed=0), "leaks:") == "leaks: no labeled image is in the test set"
+    found = check_sets(replace(clean, val=pictures(tmp_path / "v", range(200, 203))), DATA, seed=0)
+    assert said(found, "leaks:") == "leaks: no labeled image is in the test set or the selection split"
+
+
+def test_copies_of_selection_images_are_left_out_like_those_of_test_images(tmp_path: Path) -> None:
+    both = replace(leaky(tmp_path, 2), val=pictures(tmp_path / "v", [1, 7, 200]))
+    found = check_sets(both, DATA, seed=0)
+    assert found.leaked_rows.tolist() == [0, 1, 7] and found.as_dict()["leaked_images"] == 3
+    assert said(found, "also in the selection split, left out of training").startswith("labeled: 2 images")
+    with pytest.raises(InputError, match=r"3 of 40 images are also in the selection split .*leave out --val"):
+        check_sets(replace(both, val=pictures(tmp_path / "w", [5, 6, 7])), DATA, seed=0)
 
 
 def test_a_pool_that_is_the_test_set_stops_the_run(tmp_path: Path) -> None:
@@ -283,9 +294,11 @@ def test_a_pool_that_is_the_test_set_stops_the_run(tmp_path: Path) -> None:
 
 
 def test_selection_images_that_are_elsewhere_are_said(tmp_path: Path) -> None:
-    labeled, val = pictures(tmp_path / "l", range(30)), pictures(tmp_path / "v", [5, 90, 91, 92])
-    report = checked(labeled, val=val)
-    assert "val: 1 image also in labeled" in said(report, "hindsight")
+    labeled, val = pictures(tmp_path / "l", range(30)), pictures(tmp_path / "v", [90, 91, 92, 93])
+    pool = pictures(tmp_path / "p", [60, 92, 93, 94], annotated=False)
+    report = checked(labeled, val=val, test=pictures(tmp_path / "t", [80, 90, 81]), pool=pool)
+    assert "val: 1 image also in test" in said(report, "hindsight")
+    assert "pool: 2 of 4 sampled images are also in val; such are left out" in said(report, "left out as they are")
 
 
 @pytest.mark.parametrize(
@@ -369,9 +382,9 @@ def test_difference_hash_equals_its_definition() -> None:
     assert thumbnail.shape == (24, 24)
 
 
-def test_find_leaks_between_sets(tmp_path: Path) -> None:
+def test_leaks_between_sets(tmp_path: Path) -> None:
     ours, theirs = pictures(tmp_path / "a", [1, 2, 3, 4]), pictures(tmp_path / "b", [9, 4, 2])
-    leaks = find_leaks(ours, theirs, DATA)
+    leaks = leaks_between(survey(ours, DATA).prints, survey(theirs, DATA).prints)
     assert (leaks.rows.tolist(), leaks.twins.tolist()) == ([1, 3], [2, 1])
 
 
@@ -392,6 +405,10 @@ def changed(folder: Path, seeds: Sequence[int], change: object) -> Index:
     return indexed(folder, {f"{seed}.png": [] for seed in seeds}, annotated=False)
 
 
+def gap_of(labeled: Index, pool: Index) -> Gap | None:
+    return gap_between(survey(labeled, DATA), survey(pool, DATA))
+
+
 @pytest.mark.parametrize(
     ("change", "part", "words"),
     [
@@ -402,7 +419,7 @@ def changed(folder: Path, seeds: Sequence[int], change: object) -> Index:
 )
 def test_the_domain_gap_names_what_differs(tmp_path: Path, change: object, part: str, words: str) -> None:
     labeled = pictures(tmp_path / "l", range(20))
-    gap = domain_gap(labeled, changed(tmp_path / "p", range(40, 70), change), DATA, 0)
+    gap = gap_of(labeled, changed(tmp_path / "p", range(40, 70), change))
     assert gap is not None and gap.value >= 1.5
     assert gap.parts[part] == gap.value
     assert any(word in gap.sentence() for word in words.split("|"))
@@ -411,10 +428,10 @@ def test_the_domain_gap_names_what_differs(tmp_path: Path, change: object, part:
 
 def test_the_domain_gap_of_like_images_is_small(tmp_path: Path) -> None:
     labeled = pictures(tmp_path / "l", range(30))
-    same = domain_gap(labeled, changed(tmp_path / "p", range(200, 260), lambda pixels: pixels), DATA, 0)
+    same = gap_of(labeled, changed(tmp_path / "p", range(200, 260), lambda pixels: pixels))
     assert same is not None and same.value < 0.5
     assert "looks like the labeled images" in same.sentence()
-    assert domain_gap(labeled, changed(tmp_path / "q", [1], lambda pixels: pixels), DATA, 0) is None
+    assert gap_of(labeled, changed(tmp_path / "q", [1], lambda pixels: pixels)) is None
 
 
 def test_contact_sheet_shows_boxes_of_a_seeded_choice(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from tutelage.tasks.metrics import (
     Matches,
     average_precision,
     bootstrap_metrics,
+    bootstrap_size_metrics,
     detection_metrics,
     match_detections,
     precision_recall,
@@ -236,6 +237,30 @@ def test_a_resample_equals_pycocotools_on_copied_images() -> None:
         replace(boxes, scores=(np.argsort(np.argsort(boxes.scores)) / 40).astype(np.float32)) for boxes in predictions
     ]
     assert_resamples_equal_copies(truth, predictions, rng.multinomial(25, [1 / 25] * 25, size=6))
+
+
+def test_resampled_sizes_equal_pycocotools_on_copied_images() -> None:
+    rng = np.random.default_rng(6)
+    truth, predictions = scene(rng, 25, distinct_scores=True)
+    weights = rng.multinomial(25, [1 / 25] * 25, size=4)
+    matches = match_detections(truth, predictions, len(NAMES))
+    figures = bootstrap_size_metrics(matches, weights, threads=2)
+    assert list(figures) == FIGURES[3:]
+    for row, copies in enumerate(weights):
+        reference = pycocotools_precision(copied(truth, copies), copied(predictions, copies), len(NAMES))
+        expected = [mean_or_none(reference[..., area]) for area in (1, 2, 3)]
+        assert None not in expected
+        assert [figures[name][row] for name in FIGURES[3:]] == pytest.approx(expected, abs=1e-9)
+
+
+def test_groups_that_hold_a_size_are_counted_over_all_classes() -> None:
+    small, large = (
+        Boxes.build([[0, 0, 9, 9]], [0]),
+        Boxes.build([[0, 0, 200, 200], [0, 0, 9, 9]], [1, 1], ignore=[0, 1]),
+    )
+    matches = match_detections([small, large, large, small], [Boxes.empty()] * 4, 2)
+    groups = np.array([0, 0, 1, 2])
+    assert [matches.groups_with_size(groups, area) for area in ("small", "medium", "large")] == [2, 0, 2]
 
 
 def test_ties_within_an_image_keep_their_order_whatever_the_weights() -> None:

@@ -15,12 +15,14 @@ import pytest
 from PIL import Image
 
 from tests.run_folder import CLASS_NAMES, write_run_folder
+from tutelage.config import PseudoConfig
+from tutelage.data.pseudo import open_store
 from tutelage.reporting.compare import CORRECT, EXCUSED, WRONG, best_threshold, choose_images, match_image
 from tutelage.reporting.curves import RECALL_POINTS, recall_curve
 from tutelage.reporting.figures import Curve, Whisker, line_figure, thinned, whisker_figure
 from tutelage.reporting.page import duration, points, signed_points, typeset, write_report
 from tutelage.reporting.pictures import Album
-from tutelage.reporting.pseudo import class_balance
+from tutelage.reporting.pseudo import class_balance, pseudo_labels
 from tutelage.reporting.read import SCORE_BINS, read_evaluation, read_run, summarize_store, training_log
 from tutelage.tasks.metrics import detection_metrics, match_detections
 from tutelage.types import IGNORE_BOX, IGNORE_REGION, Boxes, InputError
@@ -204,6 +206,19 @@ def test_thresholds_by_class_are_named(run: Path) -> None:
     assert "disk 0.4, square 0.6, triangle 0.7, cross 0.8" in page_of(run).text
 
 
+def test_pseudo_labels_are_counted_under_the_threshold_of_the_run(run: Path) -> None:
+    (folder,) = run.glob("stages/pseudo-*")
+    counts = open_store(folder).counts(PseudoConfig(score_threshold=0.8))
+    assert 0 < counts["boxes_kept"] < json.loads((folder / "run.json").read_text())["counts"]["boxes_kept"]
+    change_record(run / "run.json", pseudo={"threshold": 0.8, "counts": counts})
+    page = page_of(run)
+    assert f"{counts['boxes_kept']} at or above the threshold; {counts['empty']} pool images without" in page.text
+    shown = pseudo_labels(read_run(run), CLASS_NAMES, Album([]))
+    assert shown is not None and shown.threshold == 0.8
+    assert sum(row.pseudo for row in shown.balance) == counts["boxes_kept"]
+    assert min(crop.score for crop in shown.least_sure) >= 0.8
+
+
 def test_writing_again_gives_the_same_page(run: Path) -> None:
     assert write_report(run).read_bytes() == write_report(run).read_bytes()
 
@@ -224,17 +239,15 @@ def test_tables_come_back_as_they_were(finished: Path) -> None:
     assert all((np.diff(boxes.scores) <= 0).all() for boxes in evaluation.predictions)
 
 
-def test_a_continued_log_counts_its_steps_once(tmp_path: Path, finished: Path) -> None:
+def test_a_continued_log_counts_its_steps_once(tmp_path: Path) -> None:
     lines = [
         {"step": 10, "loss": 3.0},
         {"step": 20, "loss": 9.0},
         {"step": 20, "loss": 2.0},
         {"step": 20, "val_ap": 0.1},
     ]
-    stage = read_run(finished).stages["teacher"]
-    moved = type(stage)(stage.name, tmp_path, stage.record)
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    log = training_log(moved)
+    log = training_log(tmp_path)
     assert log["loss"].tolist() == [[10, 3], [20, 2]] and log["val_ap"].tolist() == [[20, 0.1]]
 
 
@@ -245,8 +258,7 @@ def test_the_store_is_summed_up_over_its_parts(finished: Path) -> None:
     scores = np.concatenate([table.column("score").to_numpy() for table in tables]).astype(np.float64)
     labels = np.concatenate([table.column("label").to_numpy() for table in tables])
     images = np.concatenate([table.column("image_id").to_numpy() for table in tables])
-    summary = summarize_store(stage, CLASS_NAMES, 0.5, 7)
-    assert summary is not None
+    summary = summarize_store(open_store(stage.folder), PseudoConfig(score_threshold=0.5), CLASS_NAMES, 7)
     assert summary.images == 60
     assert summary.histogram.tolist() == np.histogram(scores, SCORE_BINS, (0, 1))[0].tolist()
     assert summary.kept_per_class.tolist() == [int(((labels == k) & (scores >= 0.5)).sum()) for k in range(4)]

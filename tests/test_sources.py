@@ -243,6 +243,32 @@ def test_a_labeled_list_hides_the_rest(tmp_path: Path) -> None:
     assert names(sets.labeled) == {"0000.jpg", "0008.jpg"} and sets.pool is not None and len(sets.pool) == 48
 
 
+def test_the_pool_holds_nothing_that_belongs_to_an_image_set_aside(tmp_path: Path) -> None:
+    boxes = {f"v{i // 4}/{i}.jpg": ["cat"] for i in range(240)}
+    (tmp_path / "list.txt").write_text("".join(f"{i}.jpg\n" for i in range(240) if i % 4 < 2))
+    data = {"rest_as_pool": True, "group": "parent", "val_fraction": 0.1}
+    sets = opened(coco(tmp_path / "a.json", boxes), labeled_list=str(tmp_path / "list.txt"), data=data)
+    videos = {name.split("/")[0] for name in names(sets.test) | names(sets.val)}
+    assert len(videos) == (24 + 12) / 2
+    assert not videos & {name.split("/")[0] for name in names(sets.pool) | names(sets.labeled)}
+    assert len(names(sets.pool)) == 120 - 36
+    assert "36 images that belong together with val or test images are left out of the pool." in sets.notes
+
+
+def test_near_duplicates_of_a_test_image_are_not_in_the_pool(tmp_path: Path) -> None:
+    boxes = {f"{i}.jpg": ["cat"] for i in range(100)}
+    (tmp_path / "list.txt").write_text("".join(f"{i}.jpg\n" for i in range(50)))
+    sets = open_sources(
+        SourcesConfig(labeled=(str(coco(tmp_path / "a.json", boxes)),), labeled_list=str(tmp_path / "list.txt")),
+        DataConfig(rest_as_pool=True),
+        seed=0,
+        annotations_only=True,
+        groups=lambda index: np.array([int(index.relative_path(row)[:-4]) % 50 for row in range(len(index))]),
+    )
+    twins = {f"{int(name[:-4]) + 50}.jpg" for name in names(sets.test)}
+    assert len(twins) == 20 and names(sets.pool) == {f"{i}.jpg" for i in range(50, 100)} - twins
+
+
 # joining --------------------------------------------------------------------------------------------------------------
 
 

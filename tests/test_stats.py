@@ -14,6 +14,7 @@ from tutelage.stats import (
     recommend,
     resample_weights,
     seeds_and_images,
+    separate_intervals,
     shown,
     simultaneous_differences,
     still_rising,
@@ -208,6 +209,14 @@ def test_classes_too_rare_or_undefined_get_no_interval() -> None:
     assert simultaneous_differences(one, other, [None] * 3, [None] * 3, np.full(3, 9), 0.95) == [None] * 3
 
 
+def test_separate_intervals_are_the_percentiles_of_each_figure() -> None:
+    rng = np.random.default_rng(4)
+    values = rng.normal(0.5, 0.1, (200, 5))
+    values[:60, 1], values[:, 4] = np.nan, np.nan
+    found = separate_intervals(values, [0.5, 0.4, 0.5, None, 0.5], np.array([9, 5, 4, 9, 9]), 0.9)
+    assert found == [percentile_interval(values[:, k], (0.5, 0.4)[k], 0.9) for k in (0, 1)] + [None] * 3
+
+
 # Words
 
 
@@ -282,6 +291,12 @@ def test_the_recommendation_needs_both_intervals(
     assert found.model == expected
     assert "selection split" in found.reason and "optimistic" not in found.reason
     assert "optimistic" in recommend(differences, "test images").reason
+
+
+def test_where_nothing_was_measured_the_teacher_is_recommended_without_a_claim() -> None:
+    found = recommend({}, "nothing")
+    assert found.model == "teacher" and found.reason.startswith("nothing was measured")
+    assert "decided on" not in found.reason and "optimistic" not in found.reason
 
 
 def test_a_metric_that_rises_late_has_not_converged() -> None:

@@ -1,6 +1,6 @@
 """What is in the data sets of a run and what is wrong with them, before any training.
 
-Stops what must not be trained on (test images among the labels); counts and names everything else.
+Stops what must not be trained on (test and selection images among the labels); counts and names everything else.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from tutelage.types import NOT_IGNORED, InputError
 
 __all__ = ["CheckReport", "Summary", "check_sets", "contact_sheet", "draw_boxes"]
 
-MAX_LEAKED = 0.05  # share of labeled images in test above which something is wrong with the split
+MAX_LEAKED = 0.05  # share of labeled images in test or val above which something is wrong with the split
 EQUAL_POOL = 0.95  # share of sampled pool images in test above which the pool is the test set
 SMALL_AREA, LARGE_AREA = 32**2, 96**2  # square pixels, as COCO bins sizes
 CLASSES_SHOWN = 20
+HELD_OUT = {"test": "the test set", "val": "the selection split"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,21 +69,22 @@ class CheckReport:
 
     summaries: list[Summary]
     findings: list[Finding]
-    leaks: Leaks | None  # labeled images that are also in test; none where that was not looked at
+    leaks: dict[str, Leaks]  # labeled images that are also in "test" and "val"; absent where that was not looked at
     pool_looked_at: int
     gap: Gap | None
 
     @property
     def leaked_rows(self) -> NDArray[np.int64]:
-        """Rows of the labeled images that must be left out, because the test set holds them."""
-        return self.leaks.rows if self.leaks is not None else np.zeros(0, np.int64)
+        """Rows of the labeled images that must be left out, because the test set or the selection split holds them."""
+        return np.unique(np.concatenate([np.zeros(0, np.int64), *(leaks.rows for leaks in self.leaks.values())]))
 
     def lines(self) -> list[str]:
         """The report as text, a fact a line."""
         found = [line for summary in self.summaries for line in summary.lines()]
         found += [finding.line for finding in self.findings]
-        if self.leaks is not None and not len(self.leaks):
-            found.append("leaks: no labeled image is in the test set")
+        clean = [HELD_OUT[name] for name, leaks in self.leaks.items() if not len(leaks)]
+        if clean:
+            found.append(f"leaks: no labeled image is in {' or '.join(clean)}")
         if self.gap is not None:
             found.append(self.gap.sentence())
         return found
@@ -109,8 +111,8 @@ def check_sets(sets: DataSets, data: DataConfig, *, seed: int, annotations_only:
         annotations_only: leave the images closed; copies and the domain gap are not looked for then.
 
     Raises:
-        InputError: images that cannot be used; more than MAX_LEAKED of the labeled images in test; the pool is the
-            test set.
+        InputError: images that cannot be used; more than MAX_LEAKED of the labeled images in test or val; the pool is
+            the test set.
     """
     people = {"labeled": sets.labeled, "val": sets.val, "test": sets.test}
     labeled_sets = {name: index for name, index in people.items() if index is not None}
@@ -121,7 +123,8 @@ def check_sets(sets: DataSets, data: DataConfig, *, seed: int, annotations_only:
         findings += annotation_findings(name, index, looks.get(name))
         findings += image_findings(name, index, looks[name], data) if name in looks else ()
     findings += _class_findings(labeled_sets)
-    leaks, gap, looked_at = None, None, 0
+    leaks: dict[str, Leaks] = {}
+    gap, looked_at = None, 0
     if not annotations_only:
         leaks = _refuse_leaks(sets, looks)
         findings += _shared_findings(sets, looks, leaks)
@@ -183,50 +186,52 @@ def _class_findings(labeled_sets: dict[str, Index]) -> Iterator[Finding]:
             yield Finding(name, text, len(missing))
 
 
-def _refuse_leaks(sets: DataSets, looks: dict[str, Survey]) -> Leaks | None:
-    """Labeled images that are in test.
+def _refuse_leaks(sets: DataSets, looks: dict[str, Survey]) -> dict[str, Leaks]:
+    """Labeled images that are in test, and in val.
 
     Raises:
         InputError: so many that the split is wrong.
     """
-    if sets.test is None:
-        return None
-    leaks = leaks_between(looks["labeled"].prints, looks["test"].prints)
-    if len(leaks) > MAX_LEAKED * len(sets.labeled):
-        raise InputError(
-            f"--labeled: {len(leaks)} of {counted(len(sets.labeled), 'image')} are also in the test set "
-            f"({_example(leaks, sets.labeled, sets.test)}); at most {MAX_LEAKED:.0%} may be, and are left out. "
-            "Remove them from one of the two, or leave out --test to have a fifth of the labels split off."
-        )
-    return leaks
-
-
-def _example(leaks: Leaks, labeled: Index, test: Index) -> str:
-    same = "equals" if leaks.exact[0] else "looks like"
-    return f"{labeled.relative_path(int(leaks.rows[0]))} {same} {test.relative_path(int(leaks.twins[0]))}"
-
-
-def _shared_findings(sets: DataSets, looks: dict[str, Survey], leaks: Leaks | None) -> Iterator[Finding]:
-    if leaks is not None and len(leaks) and sets.test is not None:
-        text = f"{counted(len(leaks), 'image')} also in the test set, left out of training"
-        yield Finding("labeled", text, len(leaks), (_example(leaks, sets.labeled, sets.test),))
-    for name, other in (("labeled", sets.labeled), ("test", sets.test)):
-        if sets.val is None or other is None:
+    found: dict[str, Leaks] = {}
+    for name, other in (("test", sets.test), ("val", sets.val)):
+        if other is None:
             continue
-        shared = leaks_between(looks["val"].prints, looks[name].prints)
+        leaks = found[name] = leaks_between(looks["labeled"].prints, looks[name].prints)
+        if len(leaks) > MAX_LEAKED * len(sets.labeled):
+            instead = {"test": "leave out --test to have a fifth of the labels split off", "val": "leave out --val"}
+            raise InputError(
+                f"--labeled: {len(leaks)} of {counted(len(sets.labeled), 'image')} are also in {HELD_OUT[name]} "
+                f"({_example(leaks, sets.labeled, other)}); at most {MAX_LEAKED:.0%} may be, and are left out. "
+                f"Remove them from one of the two, or {instead[name]}."
+            )
+    return found
+
+
+def _example(leaks: Leaks, labeled: Index, other: Index) -> str:
+    same = "equals" if leaks.exact[0] else "looks like"
+    return f"{labeled.relative_path(int(leaks.rows[0]))} {same} {other.relative_path(int(leaks.twins[0]))}"
+
+
+def _shared_findings(sets: DataSets, looks: dict[str, Survey], leaks: dict[str, Leaks]) -> Iterator[Finding]:
+    for name, other in (("test", sets.test), ("val", sets.val)):
+        if other is not None and len(leaks[name]):
+            text = f"{counted(len(leaks[name]), 'image')} also in {HELD_OUT[name]}, left out of training"
+            yield Finding("labeled", text, len(leaks[name]), (_example(leaks[name], sets.labeled, other),))
+    if sets.val is not None and sets.test is not None:
+        shared = leaks_between(looks["val"].prints, looks["test"].prints)
         if len(shared):
-            text = f"{counted(len(shared), 'image')} also in {name}; what is chosen on them is chosen with hindsight"
-            yield Finding("val", text, len(shared), (_example(shared, sets.val, other),))
+            text = f"{counted(len(shared), 'image')} also in test; what is chosen on them is chosen with hindsight"
+            yield Finding("val", text, len(shared), (_example(shared, sets.val, sets.test),))
 
 
 def _pool_findings(look: Survey, looks: dict[str, Survey]) -> Iterator[Finding]:
-    """Pool images that are also labeled or in test.
+    """Pool images that are also labeled, in test or in val.
 
     Raises:
         InputError: the pool is the test set.
     """
     usable = int(look.usable.sum())
-    for name in ("test", "labeled"):
+    for name in ("test", "val", "labeled"):
         shared = len(leaks_between(look.prints, looks[name].prints)) if name in looks else 0
         if name == "test" and shared > EQUAL_POOL * max(usable, 1):
             raise InputError(
@@ -235,5 +240,5 @@ def _pool_findings(look: Survey, looks: dict[str, Survey]) -> Iterator[Finding]:
             )
         if shared:
             text = f"{shared} of {usable} sampled images are also in {name}"
-            remedy = "such are left out as they are labeled" if name == "test" else "they teach nothing new"
+            remedy = "such are left out as they are labeled" if name != "labeled" else "they teach nothing new"
             yield Finding("pool", f"{text}; {remedy}", shared)

@@ -31,19 +31,14 @@ Rows = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Leaks:
-    """Labeled images that are also in the test set."""
+    """Images of one set that are also in another, as labeled ones in the test set."""
 
-    rows: Rows  # (k,) of the labeled images, each once
-    twins: Rows  # (k,) of a test image that is the same
+    rows: Rows  # (k,) of the one set, each once
+    twins: Rows  # (k,) of an image of the other that is the same
     exact: NDArray[np.bool_]  # (k,) whether the bytes are equal; else they look the same
 
     def __len__(self) -> int:
         return len(self.rows)
-
-
-def find_leaks(labeled: Index, test: Index, data: DataConfig) -> Leaks:
-    """Rows of `labeled` whose image is also in `test`."""
-    return leaks_between(survey(labeled, data).prints, survey(test, data).prints)
 
 
 def leaks_between(ours: Prints, theirs: Prints) -> Leaks:

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tutelage.config import DataConfig
 from tutelage.data.index import Index
-from tutelage.data.survey import TRAITS, Survey, survey
+from tutelage.data.survey import TRAITS, Survey
 
 SAMPLE = 200  # images of the pool that are looked at
 SMALL, LARGE = 0.5, 1.5  # gaps that matter little, and much, in standard deviations
@@ -58,11 +57,6 @@ class Gap:
             f"{start}: pool images are much {self.most} than labeled ones; the teacher will know them worse than its "
             "test figures say. Label some of them, or choose a pool nearer to the task."
         )
-
-
-def domain_gap(labeled: Index, pool: Index, data: DataConfig, seed: int) -> Gap | None:
-    """The gap between the labeled images and a seeded sample of the pool; None where either has nothing to look at."""
-    return gap_between(survey(labeled, data), survey(pool_sample(pool, seed), data, tolerant=True))
 
 
 def pool_sample(pool: Index, seed: int) -> Index:

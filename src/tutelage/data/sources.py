@@ -85,7 +85,10 @@ def open_sources(
     keep = listed_rows(labeled, Path(sources.labeled_list)) if sources.labeled_list else np.arange(len(labeled))
     rest = np.setdiff1d(np.arange(len(labeled)), keep)
     if test is None or (val is None and data.val_fraction > 0):
-        keep, val, test = _split_off(labeled, keep, val, test, data, seed, groups, parts.notes)
+        ids = _together(labeled, np.union1d(keep, rest) if data.rest_as_pool else keep, data, groups)
+        before = keep
+        keep, val, test = _split_off(labeled, keep, val, test, ids, data, seed, parts.notes)
+        rest = _without_groups(rest, ids, np.setdiff1d(before, keep), parts.notes)
     keep, unused = _labeled_share(labeled, keep, data, seed)
     hidden = labeled.select(np.sort(np.concatenate([rest, unused]))) if data.rest_as_pool else None
     labeled = labeled.select(keep)
@@ -226,21 +229,38 @@ def _one_class_list(
     )
 
 
+def _together(labeled: Index, rows: NDArray[np.int64], data: DataConfig, groups: Groups | None) -> NDArray[np.int64]:
+    """(len(labeled),) group of each image of `rows`; -1 elsewhere."""
+    view = labeled.select(rows)
+    ids = np.full(len(labeled), -1)
+    ids[rows] = group_ids(view, data.group)
+    if groups is not None:
+        ids[rows] = merge_groups(ids[rows], groups(view))
+    return ids
+
+
+def _without_groups(
+    rest: NDArray[np.int64], ids: NDArray[np.int64], aside: NDArray[np.int64], notes: list[str]
+) -> NDArray[np.int64]:
+    """Unlisted rows without those that belong together with images set aside; rows without a group stay."""
+    held = (ids[rest] >= 0) & np.isin(ids[rest], ids[aside])
+    if held.any():
+        notes.append(f"{int(held.sum())} images that belong together with val or test images are left out of the pool.")
+    return rest[~held]
+
+
 def _split_off(
     labeled: Index,
     keep: NDArray[np.int64],
     val: Index | None,
     test: Index | None,
+    ids: NDArray[np.int64],
     data: DataConfig,
     seed: int,
-    groups: Groups | None,
     notes: list[str],
 ) -> tuple[NDArray[np.int64], Index | None, Index | None]:
     """Sets test and selection images aside where none are given."""
-    view = labeled.select(keep)
-    ids = group_ids(view, data.group)
-    if groups is not None:
-        ids = merge_groups(ids, groups(view))
+    view, ids = labeled.select(keep), ids[keep]
     used = np.zeros(len(keep), bool)
     if test is None:
         size = max(MIN_TEST, round(data.test_fraction * len(keep)))

@@ -28,7 +28,7 @@ RECALL_POINTS = np.linspace(0, 1, 101)  # COCO's
 def training_figures(run: Run) -> list[tuple[str, Markup]]:
     """Loss, learning rate and, where it was measured, the selection metric, by step; each with its caption."""
     stages = [stage for stage in run.stages.values() if stage.record.get("kind") == "train" and role_of(stage.name)]
-    logs = [(stage, training_log(stage)) for stage in stages]
+    logs = [(stage, training_log(stage.folder)) for stage in stages]
     figures = []
     for key, caption, unit in LOGGED:
         curves = [

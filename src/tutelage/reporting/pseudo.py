@@ -9,10 +9,13 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from tutelage.config import PseudoConfig
+from tutelage.data.pseudo import open_store
 from tutelage.reporting.figures import histogram_figure
 from tutelage.reporting.pictures import Album
 from tutelage.reporting.read import PseudoSummary, Run, Stage, summarize_store
 from tutelage.reporting.scenes import Crop, crops
+from tutelage.types import InputError
 
 NUM_CROPS = 12
 
@@ -30,9 +33,10 @@ class Balance:
 
 @dataclass(frozen=True, slots=True)
 class PseudoLabels:
-    """All labelings of the pool, and the last round's drawn."""
+    """All labelings of the pool under the run's threshold, and the last round's drawn."""
 
-    stages: Sequence[Stage]
+    threshold: float | Mapping[str, float]
+    counts: Mapping[str, Mapping[str, int]]  # what became of images and boxes, by stage
     last: Stage
     histogram: Markup | None = None
     balance: Sequence[Balance] = ()
@@ -47,19 +51,33 @@ def pseudo_labels(run: Run, class_names: tuple[str, ...], album: Album) -> Pseud
         return None
     named = f"pseudo-{run.record.get('rounds', 1)}"
     last = next((stage for stage in stages if stage.name == named), stages[-1])
-    threshold = last.record.get("threshold", 0.5)
-    summary = summarize_store(last, class_names, threshold, NUM_CROPS)
-    if summary is None:
-        return PseudoLabels(stages, last)
+    used = run.record.get("pseudo") or last.record  # a store may have been made under another threshold
+    threshold = used.get("threshold", 0.5)
+    pseudo = PseudoConfig(score_threshold=threshold)
+    counts = {stage.name: _counts(stage, pseudo) for stage in stages}
+    counts[last.name] = used.get("counts") or counts[last.name]
+    try:
+        summary = summarize_store(open_store(last.folder), pseudo, class_names, NUM_CROPS)
+    except InputError:  # the store is gone, or not whole: its figures remain
+        return PseudoLabels(threshold, counts, last)
     labeled = run.record.get("data", {}).get("labeled") or {}
     return PseudoLabels(
-        stages,
+        threshold,
+        counts,
         last,
         _histogram(summary, threshold),
         class_balance(class_names, labeled.get("boxes_per_class") or {}, summary.kept_per_class),
         crops(summary.surest, class_names, album),
         crops(summary.least_sure, class_names, album),
     )
+
+
+def _counts(stage: Stage, pseudo: PseudoConfig) -> Mapping[str, int]:
+    try:
+        return open_store(stage.folder).counts(pseudo)
+    except InputError:
+        recorded: Mapping[str, int] = stage.record.get("counts") or {}
+        return recorded
 
 
 def class_balance(class_names: tuple[str, ...], labeled: Mapping[str, int], kept: NDArray[np.int64]) -> list[Balance]:

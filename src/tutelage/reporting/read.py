@@ -8,7 +8,7 @@ from __future__ import annotations
 import heapq
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from tutelage.config import PseudoConfig
+from tutelage.data.pseudo import PseudoStore, score_limits
 from tutelage.files import read_json
 from tutelage.types import NOT_IGNORED, Boxes, InputError
 
@@ -102,9 +104,12 @@ def read_run(folder: Path) -> Run:
     return Run(folder, record, config.read_text() if config.is_file() else "", stages)
 
 
-def training_log(stage: Stage) -> dict[str, NDArray[np.float64]]:
-    """Columns of a stage's log, each (rows, 2) of step and value; the last line of a step wins (a continued run)."""
-    place = stage.folder / "log.jsonl"
+def training_log(folder: Path) -> dict[str, NDArray[np.float64]]:
+    """Columns (rows, 2) of step and value, by name, of a training's log.
+
+    The last line of a step wins: a continued training writes some steps again.
+    """
+    place = folder / "log.jsonl"
     columns: dict[str, dict[int, float]] = {}
     for line in place.read_text().splitlines() if place.is_file() else ():
         entry = json.loads(line)
@@ -130,17 +135,20 @@ def read_evaluation(stage: Stage) -> Evaluation | None:
 
 
 def summarize_store(
-    stage: Stage, class_names: tuple[str, ...], threshold: float | Mapping[str, float], num_shown: int
-) -> PseudoSummary | None:
-    """Scores, class counts and the boxes to show of a pseudo-label store; None where there is no store.
+    store: PseudoStore, pseudo: PseudoConfig, class_names: tuple[str, ...], num_shown: int
+) -> PseudoSummary:
+    """Scores, class counts and the boxes to show of a pseudo-label store, under the threshold of `pseudo`.
 
     At most one box an image is shown, so that one crowded picture does not fill the page.
+
+    Raises:
+        InputError: a part is missing or damaged; thresholds by class that do not fit.
     """
-    limits = thresholds_per_class(threshold, class_names)
+    limits = score_limits(pseudo, class_names)
     summary = PseudoSummary(np.zeros(SCORE_BINS, np.int64), np.zeros(len(class_names), np.int64))
-    for images, boxes in _parts(stage.folder):
+    for images, boxes in store.parts():
         summary.images += len(images["image_id"])
-        scores, labels = boxes["score"].astype(np.float32), boxes["label"].astype(np.int64)
+        scores, labels = boxes["score"], boxes["label"]
         summary.histogram += np.histogram(scores, bins=SCORE_BINS, range=(0, 1))[0]
         kept = np.flatnonzero(scores >= limits[labels])
         summary.kept_per_class += np.bincount(labels[kept], minlength=len(class_names))
@@ -149,14 +157,7 @@ def summarize_store(
         summary.surest += _shown(order[::-1], images, boxes, num_shown)
         summary.least_sure = heapq.nsmallest(num_shown, summary.least_sure)
         summary.surest = heapq.nlargest(num_shown, summary.surest)
-    return summary if summary.images else None
-
-
-def thresholds_per_class(threshold: float | Mapping[str, float], class_names: tuple[str, ...]) -> NDArray[np.float32]:
-    """The score threshold of every class, (K,) float32 as the scores are; a class that is left out keeps nothing."""
-    if isinstance(threshold, Mapping):
-        return np.array([threshold.get(name, np.inf) for name in class_names], dtype=np.float32)
-    return np.full(len(class_names), threshold, dtype=np.float32)
+    return summary
 
 
 def _columns(place: Path) -> dict[str, NDArray[Any]]:
@@ -175,11 +176,6 @@ def _boxes_of(ids: NDArray[Any], rows: Mapping[str, NDArray[Any]]) -> list[Boxes
     everything = Boxes.build(xyxy, rows["label"][order], scores[order], area, ignore)
     starts, ends = np.searchsorted(owner, ids, side="left"), np.searchsorted(owner, ids, side="right")
     return [everything.select(np.arange(start, end)) for start, end in zip(starts, ends, strict=True)]
-
-
-def _parts(folder: Path) -> Iterator[tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]]:
-    for place in sorted(folder.glob("**/part-*.images.parquet")):
-        yield _columns(place), _columns(place.with_name(place.name.replace(".images.", ".boxes.")))
 
 
 def _shown(

@@ -14,7 +14,7 @@ import numpy as np
 from tutelage.stats.intervals import FEW_GROUPS, Interval, shown
 
 Model = Literal["teacher", "control", "student"]
-DecidedOn = Literal["selection split", "test images"]
+DecidedOn = Literal["selection split", "test images", "nothing"]
 LAST_PART = 0.2  # of a training: a metric still rising there is one that more training would raise
 
 
@@ -69,8 +69,11 @@ def recommend(differences: Mapping[str, Interval | None], decided_on: DecidedOn)
     Args:
         differences: `student_minus_control`, `student_minus_teacher`, `control_minus_teacher`, measured on
             `decided_on`; None or absent where not measured, which recommends nothing over the teacher.
-        decided_on: the selection split, or, without one, the test images themselves.
+        decided_on: the selection split; without one, the test images themselves; without either, nothing.
     """
+    if decided_on == "nothing":
+        reason = "nothing was measured (there are neither test images nor a selection split), and it is the simplest"
+        return Recommendation("teacher", f"{reason}; this says nothing against the other models.")
     over_control, over_teacher, control_over_teacher = (
         _above_zero(differences.get(pair))
         for pair in ("student_minus_control", "student_minus_teacher", "control_minus_teacher")

@@ -79,6 +79,25 @@ def percentile_interval(values: Floats, point: float, confidence: float, covers:
     return Interval(point, float(low), float(high), len(defined), covers)
 
 
+def separate_intervals(
+    values: Floats,
+    points: Sequence[float | None],
+    groups_with_truth: NDArray[np.integer],
+    confidence: float,
+    covers: str = "",
+) -> list[Interval | None]:
+    """Percentile intervals of K figures from resampled values (R, K), each for itself.
+
+    None where the figure is undefined, as measured or in all resamples, or where fewer than `FEW_WITH_TRUTH` groups
+    hold truth.
+    """
+    defined = ~np.isnan(values).all(axis=0) & (groups_with_truth >= FEW_WITH_TRUTH)
+    return [
+        percentile_interval(values[:, row], point, confidence, covers) if point is not None and defined[row] else None
+        for row, point in enumerate(points)
+    ]
+
+
 def paired_difference(
     values_a: Floats, values_b: Floats, point_a: float, point_b: float, confidence: float, covers: str = ""
 ) -> Interval:

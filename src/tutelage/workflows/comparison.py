@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,10 +12,11 @@ from numpy.typing import NDArray
 from tutelage import stats
 from tutelage.config import RunConfig
 from tutelage.data.index import Index
+from tutelage.reporting.read import training_log
 from tutelage.stats import Interval
 from tutelage.stats.conclusions import DecidedOn
 from tutelage.tasks.metrics import Matches
-from tutelage.workflows.evaluation import resample
+from tutelage.workflows.evaluation import read_resampled
 from tutelage.workflows.prepare import Prepared
 from tutelage.workflows.stages import Stage
 
@@ -35,17 +35,16 @@ class Measurements:
 
     @classmethod
     def read(
-        cls, prefix: str, graph: dict[str, Stage], names: Sequence[str], groups: NDArray[np.int64], config: RunConfig
+        cls, prefix: str, graph: dict[str, Stage], names: Sequence[str], groups: NDArray[np.int64]
     ) -> Measurements | None:
         """What the stages `prefix + name` hold; None where the set was not measured on."""
         stages = {name: graph[prefix + name] for name in names if prefix + name in graph}
         if not stages:
             return None
-        matches = {name: Matches.load(stage.folder / "matches.npz") for name, stage in stages.items()}
         return cls(
             records={name: stage.record for name, stage in stages.items()},
-            resampled={name: resample(one, groups, config) for name, one in matches.items()},
-            matches=next(iter(matches.values())),
+            resampled={name: read_resampled(stage.folder) for name, stage in stages.items()},
+            matches=Matches.load(next(iter(stages.values())).folder / "matches.npz"),
             groups=groups,
         )
 
@@ -91,10 +90,10 @@ def compare(config: RunConfig, prepared: Prepared, graph: dict[str, Stage]) -> d
     """The part of a fit's record that says what was found; figures are in [0, 1]."""
     arms = trained_arms(config, graph)
     names = [name for arm in arms.values() for name in arm]
-    test = Measurements.read("evaluate-", graph, names, prepared.groups, config)
-    val = Measurements.read("evaluate-val-", graph, names, prepared.val_groups, config)
+    test = Measurements.read("evaluate-", graph, names, prepared.groups)
+    val = Measurements.read("evaluate-val-", graph, names, prepared.val_groups)
     differences = _differences(test, arms, config)
-    decided_on: DecidedOn = "selection split" if val is not None else "test images"
+    decided_on = _decided_on(test, val)
     deciding = _differences(val, arms, config) if val is not None else differences
     recommended = stats.recommend(deciding, decided_on)
     return {
@@ -114,6 +113,12 @@ def compare(config: RunConfig, prepared: Prepared, graph: dict[str, Stage]) -> d
         "notes": list(prepared.sets.notes),
         **_convergence(config, graph),
     }
+
+
+def _decided_on(test: Measurements | None, val: Measurements | None) -> DecidedOn:
+    if val is not None:
+        return "selection split"
+    return "test images" if test is not None else "nothing"
 
 
 def trained_arms(config: RunConfig, graph: dict[str, Stage]) -> dict[str, list[str]]:
@@ -176,16 +181,13 @@ def _difference_records(
 
 def _convergence(config: RunConfig, graph: dict[str, Stage]) -> dict[str, Any]:
     """Whether the teacher was still rising, from its measurements on the selection split."""
-    log = graph["teacher"].folder / "log.jsonl"
-    key = f"val_{config.eval.metric}"
+    measured = training_log(graph["teacher"].folder).get(f"val_{config.eval.metric}")
     val = graph.get("evaluate-val-teacher")
     found = val.record["intervals"].get(config.eval.metric) if val is not None else None
-    if found is None or not log.is_file():
+    if found is None or measured is None:
         return {"teacher_converged": None, "convergence": stats.convergence_sentence([], [], Interval(0, 0, 0, 0, ""))}
     interval = Interval(**{name: found[name] for name in Interval.__slots__})
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
-    steps = [line["step"] for line in lines if key in line]
-    values = [line[key] for line in lines if key in line]
+    steps, values = measured.T.tolist()
     rising = stats.still_rising(steps, values, interval)
     return {
         "teacher_converged": None if rising is None else not rising,

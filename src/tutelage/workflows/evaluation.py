@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,25 +10,38 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from tutelage import stats
 from tutelage.config import RunConfig
+from tutelage.cores import available_cores
 from tutelage.data.duplicates import near_duplicate_groups
 from tutelage.data.index import Index
 from tutelage.data.loader import evaluation_batches, shown_boxes
 from tutelage.data.splits import group_ids, merge_groups
+from tutelage.engine.guard import device_batch
 from tutelage.engine.progress import Progress
 from tutelage.engine.runtime import Runtime, launch
 from tutelage.files import atomic, read_json
 from tutelage.models.model import RetinaNet
 from tutelage.tasks.detection import DetectionTask
-from tutelage.tasks.metrics import Matches, bootstrap_metrics, detection_metrics, match_detections
+from tutelage.tasks.metrics import (
+    Matches,
+    bootstrap_metrics,
+    bootstrap_size_metrics,
+    detection_metrics,
+    match_detections,
+)
 from tutelage.types import Boxes, Prediction
 from tutelage.workflows.assembly import build_task, load_detector, open_all, open_model
 from tutelage.workflows.options import Paths, require_sources
-from tutelage.workflows.stages import Place, Stage, console, figure_lines, remove_run, run_stage
+from tutelage.workflows.stages import Place, Stage, console, figure_lines, run_stage
 
-POINT_FIGURES = ("ap", "ap50", "ap75")
+MEASURED_FILES = ("*.parquet", "*.npz", ".tmp-*", "run.json")
+SIZES = ("small", "medium", "large")
+RESAMPLED = "resampled.npz"
+
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -72,15 +84,15 @@ def evaluate(
     out = Path(out)
     trained, config = open_model(model, recipe, overrides, device=device, devices=devices, test=test, images=images)
     require_sources(config, "test")
-    if overwrite:
-        remove_run(out)
+    place = Place(out, own_files=MEASURED_FILES)
+    place.prepare(overwrite=overwrite)
     sets = open_all(config.sources.test, config)
     assert sets is not None, "require_sources has seen to it"
     card: dict[str, Any] = read_json(trained.model_folder / "model.json")
     index = sets.with_classes(tuple(card["class_names"]))
     task = build_task(config, index.class_names)
     groups = merge_groups(group_ids(index, config.data.group), near_duplicate_groups(index, config.data))
-    stage = launch(config.runtime, _evaluate, out, config, task, trained, index, groups)
+    stage = launch(config.runtime, _evaluate, place, config, task, trained, index, groups)
     record = stage.record
     console.print(figure_lines(record["metrics"], record["intervals"]))
     return record
@@ -88,14 +100,14 @@ def evaluate(
 
 def _evaluate(
     runtime: Runtime,
-    out: Path,
+    place: Place,
     config: RunConfig,
     task: DetectionTask,
     trained: Stage,
     index: Index,
     groups: np.ndarray,
 ) -> Stage:
-    return evaluate_stage(Place(out, alone=True), "evaluate", config, task, trained, index, groups, runtime)
+    return evaluate_stage(place, "evaluate", config, task, trained, index, groups, runtime)
 
 
 def evaluate_stage(
@@ -122,7 +134,9 @@ def evaluate_stage(
     """
     key = {
         "kind": "evaluate",
-        "model": trained.hash,
+        "seed": config.seed,  # of the resamples
+        "weights": trained.hash,
+        "model": config.model.model_dump(mode="json", exclude={"init", "num_classes"}),
         "postprocess": config.postprocess.model_dump(mode="json"),
         "eval": config.eval.model_dump(mode="json", exclude={"points"}),
         "data": config.data.model_dump(mode="json"),
@@ -155,7 +169,7 @@ def predict_all(
         index,
         canvas=config.model.canvas,
         data=config.data,
-        device_batch_size=config.teacher.batch_size,
+        device_batch_size=device_batch(config.teacher.batch_size, runtime),
         rows=rows,
         workers=runtime.workers,
         tolerant=False,
@@ -174,11 +188,14 @@ def predict_all(
 def save_measured(
     folder: Path, measured: Measured, task: DetectionTask, test: Index, groups: np.ndarray, config: RunConfig
 ) -> dict[str, Any]:
-    """Writes the tables that the report and the comparison read; returns the stage's record."""
+    """Writes the tables and resampled figures that report and comparison read; returns the stage's record."""
     found = [prediction.boxes or Boxes.empty() for prediction in measured.predictions]
     matches = match_detections(measured.truth, found, len(task.class_names))
     with atomic(folder / "matches.npz") as temporary:
         matches.save(temporary)
+    resampled = resample(matches, groups, config)
+    with atomic(folder / RESAMPLED) as temporary:
+        np.savez_compressed(temporary, **resampled)  # type: ignore[arg-type]
     sizes = [prediction.size for prediction in measured.predictions]
     _write_table(
         folder / "images.parquet",
@@ -195,25 +212,71 @@ def save_measured(
         "kind": "evaluate",
         "num_images": len(test),
         "metrics": measured.metrics,
-        "intervals": _intervals(matches, measured.metrics, groups, config),
+        "intervals": intervals_of(resampled, measured.metrics, matches, groups, config.eval.confidence),
         "task": config.task,
     }
 
 
-def _intervals(matches: Matches, metrics: dict[str, Any], groups: np.ndarray, config: RunConfig) -> dict[str, Any]:
-    resampled = resample(matches, groups, config)
-    return {
-        name: stats.percentile_interval(resampled[name], metrics[name], config.eval.confidence).as_dict()
-        for name in POINT_FIGURES
+def intervals_of(
+    resampled: Mapping[str, Floats],
+    metrics: Mapping[str, Any],
+    matches: Matches,
+    groups: np.ndarray,
+    confidence: float,
+) -> dict[str, Any]:
+    """Intervals of the figures that are defined, by name; in `per_class` AP and AP50 of every class, each or None.
+
+    Sizes and classes with truth in fewer than `stats.FEW_WITH_TRUTH` groups get none.
+    """
+    intervals: dict[str, Any] = {
+        name: stats.percentile_interval(resampled[name], metrics[name], confidence).as_dict()
+        for name in ("ap", "ap50", "ap75")
         if metrics[name] is not None
+    }
+    sizes = [f"ap_{size}" for size in SIZES]
+    found = stats.separate_intervals(
+        np.stack([resampled[name] for name in sizes], axis=1),
+        [metrics[name] for name in sizes],
+        np.array([matches.groups_with_size(groups, size) for size in SIZES]),
+        confidence,
+    )
+    intervals |= {name: one.as_dict() for name, one in zip(sizes, found, strict=True) if one}
+    return {**intervals, "per_class": _class_intervals(resampled, metrics["per_class"], matches, groups, confidence)}
+
+
+def _class_intervals(
+    resampled: Mapping[str, Floats],
+    per_class: Mapping[str, Any],
+    matches: Matches,
+    groups: np.ndarray,
+    confidence: float,
+) -> dict[str, dict[str, Any]]:
+    with_truth = matches.groups_with_truth(groups)
+    columns = {}
+    for metric in ("ap", "ap50"):
+        points = [figures[metric] for figures in per_class.values()]
+        columns[metric] = stats.separate_intervals(resampled[f"class_{metric}"], points, with_truth, confidence)
+    return {
+        name: {metric: one and one.as_dict() for metric, one in zip(columns, intervals, strict=True)}
+        for name, *intervals in zip(per_class, *columns.values(), strict=True)
     }
 
 
-def resample(matches: Matches, groups: np.ndarray, config: RunConfig) -> dict[str, np.ndarray]:
+def resample(matches: Matches, groups: np.ndarray, config: RunConfig) -> dict[str, Floats]:
     """Figures of every bootstrap resample, by name; the resamples are the same for every model of one test set."""
     rng = np.random.default_rng(np.random.SeedSequence([config.seed, 0xB007]))
     weights = stats.resample_weights(groups, config.eval.resamples, rng)
-    return bootstrap_metrics(matches, weights, threads=os.cpu_count() or 1)
+    threads = available_cores()
+    return {
+        **bootstrap_metrics(matches, weights, threads=threads),
+        **bootstrap_size_metrics(matches, weights, threads=threads),
+    }
+
+
+def read_resampled(folder: Path) -> dict[str, Floats]:
+    """Figures (R,) and class figures (R, K) of every resample that an evaluate stage has kept, by name."""
+    with np.load(folder / RESAMPLED, allow_pickle=False) as stored:
+        return dict(stored)
 
 
 def _box_columns(rows: Sequence[Boxes], extra: tuple[str, ...]) -> dict[str, Any]:

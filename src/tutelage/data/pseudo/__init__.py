@@ -3,4 +3,13 @@
 from tutelage.data.pseudo.reading import PseudoStore, open_store, require_kept, score_limits, store_index
 from tutelage.data.pseudo.writing import Leak, Manifest, StoreWriter
 
-__all__ = ["Leak", "Manifest", "PseudoStore", "StoreWriter", "open_store", "require_kept", "score_limits", "store_index"]
+__all__ = [
+    "Leak",
+    "Manifest",
+    "PseudoStore",
+    "StoreWriter",
+    "open_store",
+    "require_kept",
+    "score_limits",
+    "store_index",
+]

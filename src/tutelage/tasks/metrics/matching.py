@@ -60,6 +60,10 @@ class Matches:
         """(K,) number of groups (`groups[image]`) that hold a box of each class that counts."""
         return np.array([len(np.unique(groups[self.truth_images(k)])) for k in range(len(self.offsets) - 1)], np.int64)
 
+    def groups_with_size(self, groups: NDArray[Any], area: str) -> int:
+        """Number of groups that hold a box, of any class, that counts in a size."""
+        return len(np.unique(groups[self.truth_image[self.truth_counts[:, list(AREAS).index(area)]]]))
+
     def save(self, path: Path) -> None:
         """Writes a compressed npz file."""
         np.savez_compressed(path, **{field.name: getattr(self, field.name) for field in fields(self)})

@@ -46,6 +46,14 @@ def bootstrap_metrics(matches: Matches, weights: NDArray[np.integer], *, threads
     }
 
 
+def bootstrap_size_metrics(matches: Matches, weights: NDArray[np.integer], *, threads: int = 1) -> dict[str, Floats]:
+    """`ap_small, ap_medium, ap_large` (R,) of every resample, otherwise as `bootstrap_metrics`."""
+    return {
+        f"ap_{area}": _defined_mean(average_precision(matches, weights, area, threads=threads).mean(axis=2))
+        for area in list(AREAS)[1:]
+    }
+
+
 def average_precision(matches: Matches, weights: NDArray[np.integer], area: str = "all", *, threads: int = 1) -> Floats:
     """(R, K, T) average precision of every resample, class and IoU threshold; NaN without truth. See `AREAS`."""
     assert weights.shape[1] == matches.num_images, f"weights {weights.shape} for {matches.num_images} images"
@@ -85,6 +93,8 @@ def _class_precision(matches: Matches, label: int, area: str, copies: Counts) ->
     """(R, T) average precision of one class; copies (images, R)."""
     rows = matches.rows(label)
     image, outcome = matches.image[rows], matches.outcome[rows, list(AREAS).index(area)]
+    counts = (outcome != IGNORED).any(axis=1)  # most detections are of other sizes
+    image, outcome = image[counts], outcome[counts]
     num_truth = copies[matches.truth_images(label, area)].sum(axis=0)
     result = np.zeros((copies.shape[1], outcome.shape[1]))
     last_hit = int(np.flatnonzero((outcome == HIT).any(axis=1)).max(initial=-1))
