@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -160,3 +161,22 @@ def test_an_interrupted_fit_exits_with_130_and_continues(scenes: Path, tmp_path:
     assert process.returncode == 130, errors
     assert "continue" in errors
     assert list(tmp_path.glob("run/stages/teacher-*/checkpoint"))
+
+
+def test_a_termination_ends_any_verb_like_an_interrupt(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def terminated(**_: object) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        pytest.fail("went on")
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(tutelage, "check", terminated)
+    assert main(["check", "--labeled", "absent.json"]) == 130
+    assert capsys.readouterr().err == "tutelage: interrupted; the same command continues\n"
+    assert signal.getsignal(signal.SIGTERM) == before
+    codes: list[int] = []
+    elsewhere = threading.Thread(target=lambda: codes.append(main(["recipes"])))
+    elsewhere.start()
+    elsewhere.join()
+    assert codes == [0]

@@ -1,11 +1,13 @@
 """Files are whole or absent, whatever happens while they are written."""
 
 import errno
+import os
+import stat
 from pathlib import Path
 
 import pytest
 
-from tutelage.files import atomic, read_json, write_json
+from tutelage.files import atomic, read_json, write_json, write_text
 from tutelage.types import InputError
 
 
@@ -50,3 +52,25 @@ def test_broken_json_is_named(tmp_path: Path, content: bytes) -> None:
         read_json(tmp_path / "a.json")
     with pytest.raises(InputError, match="does not exist"):
         read_json(tmp_path / "b.json")
+
+
+def test_content_is_on_the_disk_before_the_name_and_the_name_before_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def noted_fsync(descriptor: int) -> None:
+        events.append(
+            f"sync {'folder' if stat.S_ISDIR(os.fstat(descriptor).st_mode) else os.fstat(descriptor).st_size}"
+        )
+        fsync(descriptor)
+
+    def noted_replace(source: Path, target: Path) -> None:
+        events.append("rename")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "replace", noted_replace)
+    write_text(tmp_path / "a.txt", "12345")
+    assert events == ["sync 5", "rename", "sync folder"]

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from tests.toy_task import CANVAS, ToyBlock, ToyTask, toy_batch, toy_network
 from tests.toy_training import CPU
 from tutelage.config import StudentConfig
-from tutelage.engine.guard import StopSignals, rehearse, require_disk, split_batch
+from tutelage.engine.guard import StopSignals, device_batch, rehearse, require_disk, split_batch
 from tutelage.engine.memory import available_bytes, step_bytes
 from tutelage.engine.objectives import Objective, Student, Supervised
 from tutelage.engine.recompute import blocks, recomputed_activations
-from tutelage.engine.runtime import launch
+from tutelage.engine.runtime import Runtime, launch
 from tutelage.types import InputError
 
 
@@ -134,3 +134,16 @@ def test_free_disk_is_checked(tmp_path: Path) -> None:
 def test_device_batch_size_sets_the_micro_batches(size: int, largest: int, micro_batches: int) -> None:
     config = CPU.model_copy(update={"device_batch_size": largest})
     assert launch(config, lambda runtime: split_batch({"labeled": size}, runtime)) == micro_batches
+
+
+@pytest.mark.parametrize(
+    ("size", "devices", "largest", "images"), [(8, 1, 0, 8), (8, 1, 3, 3), (8, 2, 0, 4), (8, 3, 0, 2), (2, 4, 16, 1)]
+)
+def test_inference_passes_as_many_images_as_a_training(size: int, devices: int, largest: int, images: int) -> None:
+    config = CPU.model_copy(update={"device_batch_size": largest})
+
+    def ask(runtime: Runtime) -> int:
+        runtime.world_size = devices
+        return device_batch(size, runtime)
+
+    assert launch(config, ask) == images

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "tutelage"
 LAYERS = [
     {"types"},
-    {"config", "files", "ops", "stats"},
+    {"config", "cores", "files", "ops", "stats"},
     {"augment"},
     {"data"},
     {"models"},

@@ -1,8 +1,13 @@
 """The index: columns in, views out, fingerprints, cache, memory."""
 
 import importlib.util
+import json
+import multiprocessing
 import os
 import pickle
+import shutil
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +16,7 @@ import pytest
 from tutelage.config import DataConfig
 from tutelage.data.index import Index, cache_folder, join
 from tutelage.data.readers import open_index
+from tutelage.data.storage import written_aside
 from tutelage.types import IGNORE_REGION, InputError
 
 
@@ -135,9 +141,50 @@ def test_the_cache_is_used_and_follows_the_source(tmp_path: Path) -> None:
     files = {path: path.stat().st_mtime_ns for path in cache_folder().rglob("*.arrow")}
     assert open_index(source, DataConfig(), annotations_only=True).folder == first.folder
     assert {path: path.stat().st_mtime_ns for path in cache_folder().rglob("*.arrow")} == files
+    source.write_text(source.read_text().replace("a.jpg", "b.jpg"))
     os.utime(source, (0, 0))
-    assert open_index(source, DataConfig(), annotations_only=True).folder != first.folder
-    assert open_index(source, DataConfig(bad_boxes="drop"), annotations_only=True).folder != first.folder
+    assert open_index(source, DataConfig(), annotations_only=True).relative_path(0) == "b.jpg"
+    assert first.relative_path(0) == "a.jpg", "what is open stays as it is"
+    shutil.rmtree(first.folder)
+    os.utime(source, (1, 1))
+    assert open_index(source, DataConfig(), annotations_only=True).relative_path(0) == "b.jpg"
+
+
+def test_processes_that_build_the_same_index_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
+    source = tmp_path / "train.json"
+    images = [{"id": number, "file_name": f"{number}.jpg"} for number in range(500)]
+    source.write_text(json.dumps({"images": images, "annotations": [], "categories": []}))
+    together = multiprocessing.get_context("fork").Barrier(4)
+    with ProcessPoolExecutor(4, multiprocessing.get_context("fork"), _wait_at, (together,)) as pool:
+        opened = list(pool.map(_open_with_the_others, [source] * 4))
+    assert {index.folder for index in opened} == {open_index(source, DataConfig(), annotations_only=True).folder}
+    assert all(index.relative_path(499) == "499.jpg" for index in opened)
+    assert not list(cache_folder().glob(".tmp-*"))
+
+
+_barrier: list[Barrier] = []
+
+
+def _wait_at(barrier: Barrier) -> None:
+    _barrier.append(barrier)
+
+
+def _open_with_the_others(source: Path) -> Index:
+    _barrier[0].wait(20)
+    index = open_index(source, DataConfig(), annotations_only=True)
+    assert len(index.fingerprint) == 64 and index.num_boxes == 0
+    return index
+
+
+def test_who_comes_second_keeps_the_first_ones_folder(tmp_path: Path) -> None:
+    with written_aside(tmp_path / "kept") as second:
+        (second / "file").write_text("second")
+        with written_aside(tmp_path / "kept") as first:
+            (first / "file").write_text("first")
+    assert (tmp_path / "kept" / "file").read_text() == "first"
+    with pytest.raises(KeyError), written_aside(tmp_path / "broken"):
+        raise KeyError
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
 
 
 def test_a_cache_that_cannot_be_made_names_the_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,6 +47,19 @@ def test_a_stopped_and_continued_training_equals_one_never_stopped(method: str, 
     assert last["loss"] == last_whole["loss"]
 
 
+def test_a_stop_in_the_last_step_is_not_lost(tmp_path: Path) -> None:
+    whole = run(training_in(tmp_path / "whole"))
+    with pytest.raises(Interrupted, match=r"toy: stopped after step 8 of 8; "):
+        run(training_in(tmp_path / "parts", **stop_at(8)))
+    parts = run(training_in(tmp_path / "parts"))
+    assert (parts.resumed_from, parts.steps) == (8, 8)
+    assert not parts.model.training
+    expected = whole.model.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in parts.model.state_dict().items())
+    assert parts.losses["loss"] == whole.losses["loss"] and parts.losses.keys() == whole.losses.keys()
+    assert [line["step"] for line in log_of(tmp_path / "parts") if "loss" in line] == [2, 4, 6, 8]
+
+
 def test_a_killed_training_continues_from_its_last_checkpoint_without_double_lines(tmp_path: Path) -> None:
     def die(_model: nn.Module, _runtime: Runtime) -> dict[str, float]:
         raise SystemExit
@@ -152,6 +165,8 @@ def test_detectors_on_real_streams_resume_bit_for_bit_with_workers_and_recomputa
     whole = run(make("whole"), auto).model.state_dict()
     with pytest.raises(Interrupted, match="after step 2"):
         run(make("parts", validate=signal_all, validate_steps=(2,)), auto.model_copy(update={"workers": 2}))
-    parts = run(make("parts"), auto.model_copy(update={"activation_checkpointing": True})).model.state_dict()
+    with pytest.raises(Interrupted, match="after step 4 of 4"):
+        run(make("parts", **stop_at(4)), auto.model_copy(update={"activation_checkpointing": True}))
+    parts = run(make("parts"), auto).model.state_dict()
     for name, tensor in parts.items():
         assert torch.equal(tensor, whole[name]), name

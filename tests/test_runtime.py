@@ -1,10 +1,13 @@
 """Devices, cores and seeds of a run."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from tests.toy_training import CPU
 from tutelage.config import RuntimeConfig
+from tutelage.cores import available_cores
 from tutelage.engine.runtime import Runtime, _choose_device, launch, resolve
 from tutelage.types import InputError
 
@@ -25,7 +28,7 @@ from tutelage.types import InputError
 def test_threads_and_workers_share_the_cores(
     cores: int, device: str, given: dict[str, int], expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tutelage.engine.runtime._available_cores", lambda: cores)
+    monkeypatch.setattr("tutelage.engine.runtime.available_cores", lambda: cores)
     chosen = resolve(RuntimeConfig(precision="float32", **given), device)  # type: ignore[arg-type]
     assert (chosen.workers, chosen.threads) == expected
     assert (chosen.workers + chosen.threads) * chosen.devices <= cores
@@ -58,3 +61,30 @@ def test_seeds_decide_all_that_torch_draws() -> None:
 
     first, again, other = launch(CPU, draw)
     assert first == again != other
+
+
+@pytest.mark.parametrize(
+    ("allowed", "quota", "cores"),
+    [(8, None, 8), (8, "max 100000", 8), (8, "250000 100000", 2), (2, "400000 100000", 2), (8, "50000 100000", 1)],
+)
+def test_cores_are_those_of_affinity_and_quota(
+    allowed: int, quota: str | None, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(allowed)), raising=False)
+    monkeypatch.setattr("tutelage.cores.CPU_QUOTA", tmp_path / "cpu.max")
+    if quota is not None:
+        (tmp_path / "cpu.max").write_text(quota + "\n")
+    assert available_cores() == cores
+
+
+def test_torchrun_is_refused_unless_it_starts_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    def pretend(processes: int) -> None:
+        sizes = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "GROUP_RANK": "0", "RANK": "0"}
+        for name, value in {**sizes, "LOCAL_RANK": "0", "TORCHELASTIC_RUN_ID": "none"}.items():
+            monkeypatch.setenv(name, value)
+
+    pretend(2)
+    with pytest.raises(InputError, match=r"torchrun: started 2 processes.*--devices 2 \(runtime\.devices=2\)"):
+        launch(CPU, lambda _: None)
+    pretend(1)
+    assert launch(CPU, lambda runtime: runtime.world_size) == 1

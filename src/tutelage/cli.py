@@ -5,7 +5,11 @@ Verbs are imported when they run, so that `--help` answers at once.
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -251,13 +255,27 @@ def _run(verb: str, arguments: dict[str, Any]) -> None:
     if "overrides" in arguments:
         arguments["overrides"] = tuple(arguments["overrides"] or ())
     try:
-        getattr(tutelage, verb)(**arguments)
+        with _terminations_interrupt():
+            getattr(tutelage, verb)(**arguments)
     except InputError as error:
         print(f"tutelage: {error}", file=sys.stderr)
         raise typer.Exit(2) from None
     except (Interrupted, KeyboardInterrupt) as stop:
-        print(f"tutelage: {stop or 'interrupted; the same command continues'}", file=sys.stderr)
+        print(f"tutelage: {str(stop) or 'interrupted; the same command continues'}", file=sys.stderr)
         raise typer.Exit(130) from None
+
+
+@contextmanager
+def _terminations_interrupt() -> Iterator[None]:
+    """While the context lasts, SIGTERM ends like Ctrl-C; handlers are the main thread's to set."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,7 +1,7 @@
-"""Files that are whole or absent: written under a temporary name, then renamed.
+"""Files that are whole or absent: written under a temporary name, brought to the disk, then renamed.
 
-Used by all that writes state (stores, checkpoints, records), so that a kill or a full disk at any moment leaves
-nothing that could be taken for complete.
+Used by all that writes state (stores, checkpoints, records), so that a kill, a full disk or a power cut at any moment
+leaves nothing that could be taken for complete.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ def atomic(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")  # some writers go by the suffix
     try:
         yield temporary
+        _sync(temporary)
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
@@ -34,6 +35,8 @@ def atomic(path: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    with suppress(OSError):  # some file systems cannot; the file is whole in any case
+        _sync(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -59,6 +62,15 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}: does not exist. Give a folder that Tutelage wrote and finished.") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"{path}: not valid JSON ({error}). Restore the file, or make it again.") from None
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _mendable(path: Path, error: OSError) -> Exception:

@@ -32,6 +32,7 @@ from tutelage.data.storage import (
     map_boxes,
     map_images,
     write_tables,
+    written_aside,
 )
 from tutelage.files import read_json, write_json
 from tutelage.types import Boxes
@@ -124,7 +125,7 @@ class Index:
             declared: whether the source lists its classes, or they were collected from its boxes.
             annotated: whether a person said what is in the images (without boxes: nothing).
             shown: whether the boxes are known to refer to pictures as shown (predictions), whatever their EXIF says.
-            folder: where to write; when None a cache folder named by the content.
+            folder: where to keep it, taken as it is if it is there; when None a cache folder named by the content.
         """
         images = image_table(paths, sizes, offsets, root=root_of, relative=relative, image_class=image_class)
         boxes = box_table(xyxy, labels, area, ignore, scores)
@@ -137,21 +138,18 @@ class Index:
             "annotated": annotated,
             "shown": shown,
         }
-        if folder is None:
-            folder = cache_folder() / content_key(meta, images, boxes)
-            if cls.cached(folder):
-                return cls(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "meta.json").unlink(missing_ok=True)
-        write_tables(folder, images, boxes)
-        index = cls(folder)
-        index._meta = meta
-        write_json(folder / "meta.json", {**meta, "fingerprint": index._hash()})
+        folder = folder or cache_folder() / content_key(meta, images, boxes)
+        if not cls.cached(folder):
+            with written_aside(folder) as own:
+                write_tables(own, images, boxes)
+                index = cls(own)
+                index._meta = meta
+                write_json(own / "meta.json", {**meta, "fingerprint": index._hash()})
         return cls(folder)
 
     @staticmethod
     def cached(folder: Path) -> bool:
-        """Whether `folder` holds a complete index (meta.json is written last)."""
+        """Whether `folder` holds an index."""
         return (folder / "meta.json").is_file()
 
     def __getstate__(self) -> dict[str, Any]:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +21,7 @@ from tutelage import __version__
 from tutelage.files import atomic
 from tutelage.types import InputError
 
-LAYOUT = 2
+LAYOUT = 3
 """Changes whenever columns or readers change what they write, so that caches of older code are not used."""
 
 
@@ -41,6 +45,25 @@ def cache_folder() -> Path:
 def cache_key(*parts: object) -> str:
     """Hex key of a cached index, made of our version and whatever its content depends on."""
     return hashlib.sha256(json.dumps([__version__, LAYOUT, *map(str, parts)]).encode()).hexdigest()[:32]
+
+
+@contextmanager
+def written_aside(folder: Path) -> Iterator[Path]:
+    """A folder of one's own beside `folder` to write to; moved there when the block ends, if no other was first.
+
+    So processes that share a cache may make the same folder at once, and it is whole or absent.
+    """
+    own = folder.with_name(f".tmp-{uuid.uuid4().hex}")
+    own.mkdir(parents=True)
+    try:
+        yield own
+        try:
+            own.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(own, ignore_errors=True)
 
 
 def image_table(

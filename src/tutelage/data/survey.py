@@ -9,7 +9,6 @@ Legend: n images.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tutelage.config import DataConfig
+from tutelage.cores import available_cores
 from tutelage.data.images import decode, file_digest, probe
 from tutelage.data.index import Index, cache_folder, cache_key
 from tutelage.files import atomic
@@ -123,7 +123,7 @@ def _key(paths: Iterable[Path], data: DataConfig) -> str:
 
 
 def _survey(paths: list[Path], data: DataConfig) -> Survey:
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(available_cores()) as pool:
         looks = list(pool.map(lambda path: _look(path, data), paths))
     columns = zip(*looks, strict=True) if looks else [[]] * len(_COLUMNS)
     arrays = {

@@ -58,6 +58,17 @@ def require_disk(folder: Path, num_bytes: int) -> None:
         )
 
 
+def device_batch(batch_size: int, runtime: Runtime) -> int:
+    """The most labeled images that a device passes through the network at once; inference keeps to it as well.
+
+    Args:
+        batch_size: labeled images a step of the training, over all devices.
+        runtime: devices.
+    """
+    own = max(1, batch_size // runtime.world_size)
+    return min(own, runtime.config.device_batch_size or own)
+
+
 def split_batch(batch_sizes: Mapping[str, int], runtime: Runtime) -> int:
     """Micro-batches a step: as few equal ones as keep a device's labeled images within `runtime.device_batch_size`.
 
@@ -70,8 +81,7 @@ def split_batch(batch_sizes: Mapping[str, int], runtime: Runtime) -> int:
             f"train.batch_size={labeled}: cannot be shared equally by {devices} devices. "
             f"Choose a multiple of {devices}, or other runtime.devices."
         )
-    own = labeled // devices
-    largest = runtime.config.device_batch_size or own
+    own, largest = labeled // devices, device_batch(labeled, runtime)
     return next(parts for parts in range(1, own + 1) if own % parts == 0 and own // parts <= largest)
 
 

@@ -24,7 +24,7 @@ from tutelage.engine.guard import StopSignals, split_batch
 from tutelage.engine.meter import Meter, describe
 from tutelage.engine.objectives import Objective, Sums, pack, unpack
 from tutelage.engine.optim import averaged_copy, build_optimizer, lr_at, set_lr, update_average
-from tutelage.engine.progress import Progress, TrainingLog
+from tutelage.engine.progress import Progress, TrainingLog, last_losses
 from tutelage.engine.recompute import recomputed_activations
 from tutelage.engine.runtime import Interrupted, Runtime
 from tutelage.models.backbones import to_sync_batchnorm
@@ -93,13 +93,14 @@ def train(training: Training, runtime: Runtime) -> TrainResult:
     load_checkpoint(training.folder, training.run_hash, state)
     first = state.step
     with ExitStack() as stack:
-        stop = stack.enter_context(StopSignals())
         log = stack.enter_context(TrainingLog(training.folder, first, runtime.is_main))
         progress = stack.enter_context(Progress(training.name, num_steps, runtime.is_main, first=first))
         stack.enter_context(recomputed_activations(state.objective.model, runtime.config.activation_checkpointing))
         wrapped = runtime.setup(state.objective)
         images = sum(training.batch_sizes[stream] for stream in training.streams)
         meter = Meter(training.name, state, images)
+        ask_every = AGREE_EVERY if runtime.world_size > 1 and runtime.device.type != "cpu" else 1
+        stop = stack.enter_context(StopSignals())
         for step, micro_batches in enumerate(_open_streams(training, runtime, first), start=first):
             runtime.seed_everything(training.seed, training.round, step, runtime.rank)
             set_lr(state.optimizer, lr_at(step, config, num_steps))
@@ -119,18 +120,20 @@ def train(training: Training, runtime: Runtime) -> TrainResult:
                 progress.note(describe(meter.figures))
             if training.validate is not None and state.step in training.validate_steps:
                 log.write(state.step, _validate(training.validate, state, runtime))
-            if state.step < num_steps and _asked_to_stop(stop, state.step, runtime):
-                _save(training, state, meter, runtime)
-                runtime.barrier()  # the first process to end takes the others with it
-                raise Interrupted(
-                    f"{training.name}: stopped after step {state.step} of {num_steps}; its checkpoint is in "
-                    f"{training.folder}. Run the same command again to continue."
-                )
+            if state.step % ask_every == 0 and _asked_to_stop(stop, runtime):
+                break
             if meter.seconds_unsaved() > runtime.config.checkpoint_seconds:
                 _save(training, state, meter, runtime)
+        if _asked_to_stop(stop, runtime):
+            _save(training, state, meter, runtime)
+            runtime.barrier()  # the first process to end takes the others with it
+            raise Interrupted(
+                f"{training.name}: stopped after step {state.step} of {num_steps}; its checkpoint is in "
+                f"{training.folder}. Run the same command again to continue."
+            )
     return TrainResult(
         model=(state.ema or state.objective.model).eval(),
-        losses=meter.figures,
+        losses=meter.figures or last_losses(log.path),  # it was stopped after its last step
         steps=state.step,
         seconds=meter.seconds(),
         images_per_second=meter.images_per_second(),
@@ -240,12 +243,10 @@ def _validate(
     return figures
 
 
-def _asked_to_stop(stop: StopSignals, step: int, runtime: Runtime) -> bool:
+def _asked_to_stop(stop: StopSignals, runtime: Runtime) -> bool:
     """Whether any process was asked to stop; all must stop after the same step."""
     if runtime.world_size == 1:
         return stop.asked
-    if runtime.device.type != "cpu" and step % AGREE_EVERY:
-        return False
     return bool(runtime.all_reduce_sum(torch.tensor(float(stop.asked), device=runtime.device)) > 0)
 
 

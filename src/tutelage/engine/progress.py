@@ -134,6 +134,13 @@ class TrainingLog:
             self._writer.add_scalar(name, value, step)
 
 
+def last_losses(path: Path) -> dict[str, float]:
+    """Figures of the last line of a log that has losses; empty where there is none."""
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    figures: dict[str, float] = next((line for line in reversed(lines) if "loss" in line), {})
+    return {name: value for name, value in figures.items() if name != "step"}
+
+
 def duration(seconds: float) -> str:
     """Seconds for people: 42 s, 3:05, 1:02:03."""
     whole = round(seconds)

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from tutelage.config import RuntimeConfig
+from tutelage.cores import available_cores
 from tutelage.files import atomic
 from tutelage.types import InputError
 
@@ -133,19 +134,17 @@ def launch(
 ) -> Result:
     """Runs `function(runtime, *args, **kwargs)` in one process a device and returns what rank 0's call returned.
 
-    With one device it runs in this process; under torchrun in the processes that it started; else `config.devices`
-    processes are spawned, and the function and its arguments must be picklable.
+    With one device it runs in this process; else `config.devices` processes are spawned, and the function and its
+    arguments must be picklable.
 
     Raises:
-        InputError: the device is absent, or what the function raised.
+        InputError: the device is absent, torchrun started several processes, or what the function raised.
         Interrupted: what the function raised.
     """
-    external = TorchElasticEnvironment.detect()
-    if external:
-        config = config.model_copy(update={"devices": int(os.environ["LOCAL_WORLD_SIZE"])})
-    fabric = _build_fabric(config, external)
+    _refuse_torchrun()
+    fabric = _build_fabric(config)
     call = Call(function, args, kwargs)
-    if config.devices == 1 or external:
+    if config.devices == 1:
         return cast(Result, fabric.launch(partial(_enter, config=config, call=call)))
     with tempfile.TemporaryDirectory(prefix="tutelage-") as folder:
         return cast(Result, _spawn(fabric, config, call, Path(folder)))
@@ -158,7 +157,7 @@ def resolve(config: RuntimeConfig, device: str) -> RuntimeConfig:
     slow each other down many times. On a GPU all cores but one load. On a CPU the network outweighs the loading by
     far, so one core in four loads, and with fewer than four cores a process loads between its steps.
     """
-    cores = max(1, _available_cores() // config.devices)
+    cores = max(1, available_cores() // config.devices)
     if config.workers >= 0:
         workers = config.workers
     elif device == "cpu":
@@ -171,16 +170,6 @@ def resolve(config: RuntimeConfig, device: str) -> RuntimeConfig:
     return config.model_copy(update={"device": device, "workers": workers, "threads": threads, "precision": precision})
 
 
-def _available_cores() -> int:
-    """Cores that this process may use: by its affinity and by its container's quota."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota_file = Path("/sys/fs/cgroup/cpu.max")
-    if not quota_file.is_file():
-        return cores
-    quota, period = quota_file.read_text().split()
-    return cores if quota == "max" else min(cores, max(1, int(quota) // int(period)))
-
-
 def _best_precision(device: str) -> str:
     """bfloat16 on devices that multiply in it; emulated, it is slower than float32."""
     if device == "cuda":
@@ -190,12 +179,18 @@ def _best_precision(device: str) -> str:
     return "bfloat16" if fast else "float32"
 
 
-def _build_fabric(config: RuntimeConfig, external: bool) -> Fabric:
+def _refuse_torchrun() -> None:
+    """Each of its processes would run the whole verb, and all would write the same files."""
+    if TorchElasticEnvironment.detect() and int(os.environ["WORLD_SIZE"]) > 1:
+        raise InputError(
+            f"torchrun: started {os.environ['WORLD_SIZE']} processes; one, which starts the others itself, is allowed. "
+            f"Leave torchrun out and give --devices {os.environ['LOCAL_WORLD_SIZE']} "
+            f"(runtime.devices={os.environ['LOCAL_WORLD_SIZE']})."
+        )
+
+
+def _build_fabric(config: RuntimeConfig) -> Fabric:
     device = _choose_device(config)
-    if external:
-        strategy = DDPStrategy(timeout=COLLECTIVE_TIMEOUT)
-        num_nodes = int(os.environ["WORLD_SIZE"]) // config.devices
-        return Fabric(accelerator=device, devices=config.devices, num_nodes=num_nodes, strategy=strategy)
     if config.devices == 1:
         return Fabric(accelerator=device, devices=1)
     spawned = DDPStrategy(start_method="spawn", timeout=COLLECTIVE_TIMEOUT)
@@ -228,7 +223,7 @@ def _spawn(fabric: Fabric, config: RuntimeConfig, call: Call, folder: Path) -> A
             for path in folder.glob("error-*"):
                 raise pickle.loads(path.read_bytes()) from None
             if passed:
-                raise Interrupted("stopped before anything was computed. Run the same command again.") from None
+                raise Interrupted("stopped. Run the same command again to continue.") from None
             raise
     return pickle.loads((folder / "result").read_bytes())
 

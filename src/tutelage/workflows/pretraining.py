@@ -17,6 +17,7 @@ from tutelage.data.loader import classification_batches, classification_evaluati
 from tutelage.data.readers import open_index
 from tutelage.engine import loop
 from tutelage.engine.checkpoint import remove_checkpoint
+from tutelage.engine.guard import device_batch
 from tutelage.engine.objectives import Supervised
 from tutelage.engine.optim import num_steps_for
 from tutelage.engine.runtime import Runtime, launch
@@ -149,7 +150,7 @@ def _accuracy(
         index,
         pretrain=config.pretrain,
         data=config.data,
-        device_batch_size=config.train.batch_size,
+        device_batch_size=device_batch(config.train.batch_size, runtime),
         rows=rows[runtime.rank :: runtime.world_size],
         workers=runtime.workers,
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,17 +119,26 @@ def unlisted_error(opened: Opened) -> InputError:
 def open_source(source: Source, data: DataConfig, *, images: str, unlabeled: bool, annotations_only: bool) -> Opened:
     """A source's index and its unlisted files, from the cache where source and options are unchanged."""
     options = (data.bad_boxes, data.boxes_in, images and Path(images).resolve(), unlabeled, annotations_only)
-    folder = cache_folder() / cache_key(*_identity(source), *options)
-    if not (Index.cached(folder) and _unchanged(folder)):
-        _write(source, data, images, unlabeled, annotations_only, folder)
-    index = Index(folder)
-    beside = folder.with_name(f"{folder.name}-unlisted")
-    return Opened(index, Index(beside) if Index.cached(beside) else None)
+    record = cache_folder() / f"{cache_key(*_identity(source), *options)}.json"
+    opened = _remembered(record)
+    if opened is None:
+        opened, folders = _read(source, data, images, unlabeled, annotations_only)
+        found = {"index": opened.index, "unlisted": opened.unlisted}
+        names = {name: index.folder.name for name, index in found.items() if index is not None}
+        write_json(record, {**names, "folders": folders})
+    return opened
 
 
-def _unchanged(folder: Path) -> bool:
-    """Whether the folders of images are as they were when the cached index was made: nothing added, nothing removed."""
-    return all(_time(place) == time for place, time in read_json(folder / "folders.json").items())
+def _remembered(record: Path) -> Opened | None:
+    """What was opened before, if the folders of images are as they were: nothing added, nothing removed."""
+    if not record.is_file():
+        return None
+    known = read_json(record)
+    places = [record.with_name(known[name]) for name in ("index", "unlisted") if name in known]
+    unchanged = all(_time(place) == time for place, time in known["folders"].items())
+    if not (unchanged and all(map(Index.cached, places))):
+        return None
+    return Opened(Index(places[0]), Index(places[1]) if len(places) > 1 else None)
 
 
 def _time(folder: str) -> int:
@@ -175,9 +183,10 @@ def _inputs(source: Source) -> list[Path]:
     return files
 
 
-def _write(
-    source: Source, data: DataConfig, images: str, unlabeled: bool, annotations_only: bool, folder: Path
-) -> None:
+def _read(
+    source: Source, data: DataConfig, images: str, unlabeled: bool, annotations_only: bool
+) -> tuple[Opened, dict[str, int]]:
+    """A source's index and its unlisted files, and the folders of images with the times of their last change."""
     columns = READERS[source.format](source, unlabeled)
     if images and source.format in ("coco", "voc", "openimages"):
         columns.roots = [Path(images).expanduser().resolve()]
@@ -190,24 +199,23 @@ def _write(
         _scale(columns, root, _unit(data))
     keep = check_boxes(columns, data)
     place = "without images" if annotations_only else f"images in {_shown(root, source)}"
-    beside = folder.with_name(f"{folder.name}-unlisted")
-    shutil.rmtree(beside, ignore_errors=True)
-    if unlisted:
-        Index.build(
-            roots=[root],
-            paths=unlisted,
-            class_names=columns.class_names,
-            description=f"images unlisted by {columns.where}; {place}",
-            folder=beside,
-        )
-    folder.mkdir(exist_ok=True)
-    listed = [] if annotations_only else sorted({str(root / os.path.dirname(name)) for name in columns.paths})
-    write_json(folder / "folders.json", {place: _time(place) for place in listed})
     unit = _unit(data) if columns.relative else PIXELS
-    _index(columns, keep, root, unit, f"{columns.what} {columns.where}; {place}", folder)
+    index = _index(columns, keep, root, unit, f"{columns.what} {columns.where}; {place}")
+    beside = _unlisted_index(columns, root, unlisted, place) if unlisted else None
+    listed = [] if annotations_only else sorted({str(root / os.path.dirname(name)) for name in columns.paths})
+    return Opened(index, beside), {place: _time(place) for place in listed}
 
 
-def _index(columns: Columns, keep: NDArray[np.bool_], root: Path, unit: int, description: str, folder: Path) -> Index:
+def _unlisted_index(columns: Columns, root: Path, paths: list[str], place: str) -> Index:
+    return Index.build(
+        roots=[root],
+        paths=paths,
+        class_names=columns.class_names,
+        description=f"images unlisted by {columns.where}; {place}",
+    )
+
+
+def _index(columns: Columns, keep: NDArray[np.bool_], root: Path, unit: int, description: str) -> Index:
     order = np.flatnonzero(keep)
     order = order[np.argsort(columns.image_of[order], kind="stable")]
     per_image = np.bincount(columns.image_of[order], minlength=len(columns.paths))
@@ -227,7 +235,6 @@ def _index(columns: Columns, keep: NDArray[np.bool_], root: Path, unit: int, des
         counts=+columns.counts,
         declared=columns.declared,
         annotated=columns.annotated,
-        folder=folder,
     )
 
 
