@@ -180,3 +180,10 @@ def test_a_termination_ends_any_verb_like_an_interrupt(
     elsewhere.start()
     elsewhere.join()
     assert codes == [0]
+
+
+def test_predict_writes_over_nothing(finished: Path, scenes: Path, tmp_path: Path) -> None:
+    (tmp_path / "boxes.json").write_text("mine")
+    command = ["predict", str(finished / "model"), str(scenes / "pool" / "images"), "--out", str(tmp_path)]
+    assert main(command) == 2
+    assert (tmp_path / "boxes.json").read_text() == "mine"

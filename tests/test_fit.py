@@ -122,21 +122,18 @@ def test_resume_takes_the_config_of_the_folder(finished: Path) -> None:
 
 def test_nothing_above_the_threshold_stops_before_the_student(scenes: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    overrides = tuple(one for one in TINY if not one.startswith("pseudo")) + ("pseudo.score_threshold=0.999",)
-    with pytest.raises(InputError, match="threshold"):
+    overrides = (*(one for one in TINY if not one.startswith("pseudo")), "pseudo.score_threshold=0.999")
+    with pytest.raises(InputError, match=r"threshold.*--stages"):
         tutelage.fit(**arguments(scenes, out, overrides=overrides))
     assert list(out.glob("stages/pseudo-1-*/manifest.json")), "the store is kept"
     assert not list(out.glob("stages/student-1-*")) and not list(out.glob("stages/control-1-*"))
 
 
 def test_rounds_and_repeats_and_the_hidden_arm(scenes: Path, tmp_path: Path) -> None:
-    overrides = (*TINY, "rounds=2", "repeats=2", "hidden_arm=true", "student.min_steps=2", "teacher.min_steps=2")
-    record = tutelage.fit(
-        **arguments(
-            scenes, tmp_path / "run", unlabeled=(), overrides=(*overrides, "data.labeled_fraction=0.5", "data.rest_as_pool=true"),
-            labeled=annotation(scenes, "pool"),
-        )
-    )  # fmt: skip
+    rounds = ("rounds=2", "repeats=2", "hidden_arm=true", "student.min_steps=2", "teacher.min_steps=2")
+    hidden = ("data.labeled_fraction=0.5", "data.rest_as_pool=true")
+    changed = {"labeled": annotation(scenes, "pool"), "unlabeled": (), "overrides": (*TINY, *rounds, *hidden)}
+    record = tutelage.fit(**arguments(scenes, tmp_path / "run", **changed))
     assert {"student-1", "student-2", "student-2-repeat2", "hidden-2", "pseudo-2", "pseudo-2-repeat2"} <= set(
         record["stages"]
     )
@@ -180,3 +177,40 @@ def test_config_of_the_run_is_whole(finished: Path) -> None:
     config = yaml.safe_load((finished / "config.yaml").read_text())
     assert config["teacher"]["min_steps"] == 6 and config["student"]["min_steps"] == 4
     assert config["runtime"]["workers"] == 0
+
+
+def test_a_teacher_of_another_network_is_refused(finished: Path, scenes: Path, tmp_path: Path) -> None:
+    overrides = (*TINY, "model.canvas=[128,128]")
+    with pytest.raises(InputError, match=r"--teacher .*model\.canvas"):
+        tutelage.fit(**arguments(scenes, tmp_path / "run", teacher=finished / "model", overrides=overrides))
+
+
+def test_a_run_folder_gives_its_model_as_teacher(finished: Path, scenes: Path, tmp_path: Path) -> None:
+    record = tutelage.fit(**arguments(scenes, tmp_path / "run", teacher=finished))
+    assert "teacher" not in record["seconds"] and "student-1" in record["seconds"]
+
+
+def test_a_store_that_may_hold_test_images_is_refused(finished: Path, scenes: Path, tmp_path: Path) -> None:
+    settings = ("pseudo.score_threshold=0.0", "postprocess.score_floor=0.0", "runtime.workers=0", "runtime.threads=1")
+    pool, store = scenes / "pool" / "images", tmp_path / "store"
+    tutelage.label(finished / "model", unlabeled=pool, out=store, device="cpu", overrides=settings)
+    with pytest.raises(InputError, match="without keeping this run's test images"):
+        tutelage.fit(**arguments(scenes, tmp_path / "run", pseudo=store))
+    kept_out = {"unlabeled": pool, "test": annotation(scenes, "test")}
+    tutelage.label(finished / "model", **kept_out, out=store, device="cpu", overwrite=True, overrides=settings)
+    record = tutelage.fit(**arguments(scenes, tmp_path / "other", pseudo=store))
+    assert record["pseudo"]["counts"]["images"] == 20
+
+
+def test_the_hidden_arm_needs_hidden_labels(scenes: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="hidden_arm"):
+        tutelage.fit(**arguments(scenes, tmp_path / "run", overrides=(*TINY, "hidden_arm=true")))
+
+
+@pytest.mark.parametrize("verb", ["label", "evaluate"])
+def test_overwrite_deletes_no_foreign_file(finished: Path, scenes: Path, tmp_path: Path, verb: str) -> None:
+    (tmp_path / "letter.txt").write_text("mine")
+    data = {"label": {"unlabeled": scenes / "pool" / "images"}, "evaluate": {"test": annotation(scenes, "test")}}[verb]
+    with pytest.raises(InputError, match=r"other files \(letter\.txt\)"):
+        getattr(tutelage, verb)(finished / "model", **data, out=tmp_path, overwrite=True)
+    assert (tmp_path / "letter.txt").read_text() == "mine"

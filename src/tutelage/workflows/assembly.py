@@ -8,16 +8,20 @@ from typing import Any
 
 from tutelage.config import RunConfig
 from tutelage.data.index import Index, join
+from tutelage.data.pseudo import open_store
 from tutelage.data.readers import open_index
 from tutelage.data.writers import Record, write_coco, write_voc, write_yolo
+from tutelage.files import read_json
 from tutelage.models.init import load_model, read_card
 from tutelage.models.model import RetinaNet
 from tutelage.tasks.detection import DetectionTask
 from tutelage.types import InputError
 from tutelage.workflows.options import Paths, resolve
-from tutelage.workflows.stages import Stage, given_model
+from tutelage.workflows.prepare import Prepared
+from tutelage.workflows.stages import Stage, given_model, given_store
 
 TASKS = {"detection": DetectionTask}
+UNIMPORTANT = ("init", "num_classes", "loss", "drop_path")  # keys of a model whose weights fit all the same
 EXPORTS = {"coco": write_coco, "yolo": write_yolo, "voc": write_voc}
 
 
@@ -40,6 +44,53 @@ def open_model(
     data = {**base.get("data", {}), **card.get("data", {})}
     raw = {**base, "data": data, "model": card["model"], "postprocess": card["postprocess"]}
     return stage, resolve(raw, overrides, sources, task=card["task"], device=device, devices=devices)
+
+
+def open_given(config: RunConfig, prepared: Prepared) -> dict[str, Stage]:
+    """The stages that `--teacher` and `--pseudo` put in the place of the run's own, by their names in the graph.
+
+    Raises:
+        InputError: they are of other classes or another network, or the store may hold test images.
+    """
+    given = {}
+    if config.sources.teacher:
+        given["teacher"] = given_model("teacher", Path(config.sources.teacher))
+        _require_same_network(given["teacher"], config, prepared)
+    if config.sources.pseudo:
+        given["pseudo-1"] = given_store("pseudo-1", Path(config.sources.pseudo))
+        _require_fitting_store(given["pseudo-1"], prepared)
+    return given
+
+
+def _require_same_network(teacher: Stage, config: RunConfig, prepared: Prepared) -> None:
+    load_detector(teacher)
+    card = read_json(teacher.model_folder / "model.json")
+    own = config.model.model_dump(mode="json")
+    names = list(prepared.sets.labeled.class_names)
+    differing = [f"model.{key}" for key in own if key not in UNIMPORTANT and card["model"].get(key) != own[key]]
+    if card["class_names"] != names:
+        differing.append(f"its classes ({', '.join(card['class_names'])})")
+    if differing:
+        raise InputError(
+            f"--teacher {teacher.folder}: differs from this run in {', '.join(differing)}; the student starts from its "
+            f"weights, so network and classes ({', '.join(names)}) must be the same. Set the options to those in its "
+            "model.json, or train a teacher here."
+        )
+
+
+def _require_fitting_store(pseudo: Stage, prepared: Prepared) -> None:
+    manifest = open_store(pseudo.folder).manifest
+    names = prepared.sets.labeled.class_names
+    if manifest.class_names != names:
+        raise InputError(
+            f"--pseudo {pseudo.folder}: its classes are {', '.join(manifest.class_names)}; those of the labeled data "
+            f"({', '.join(names)}) are needed, in this order. Label the pool again."
+        )
+    if not {index.fingerprint for index in prepared.held_out} <= set(manifest.held_out):
+        raise InputError(
+            f"--pseudo {pseudo.folder}: was made without keeping this run's test images and selection split out, so "
+            "that the student might train on them. Label the pool again with the same --test (and --val)."
+        )
 
 
 def open_all(sources: tuple[str, ...], config: RunConfig, *, unlabeled: bool = False) -> Index | None:

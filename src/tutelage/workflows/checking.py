@@ -11,6 +11,7 @@ from tutelage.data.index import Index
 from tutelage.data.loader import shown_boxes
 from tutelage.data.sheets import contact_sheet
 from tutelage.data.sources import open_sources
+from tutelage.types import InputError
 from tutelage.workflows.options import Paths, require_sources, resolve
 
 
@@ -50,6 +51,9 @@ def check(
     sources: dict[str, Paths] = {**given, "labeled_list": labeled_list, "images": images}
     config = resolve("detection-small", overrides, sources, seed=seed)
     require_sources(config, "labeled")
+    for option, target in (("--sheet", sheet), ("--augment-sheet", augment_sheet)):
+        if target:
+            _require_picture_place(option, Path(target), annotations_only)
     sets = open_sources(config.sources, config.data, seed=config.seed, annotations_only=annotations_only)
     report = check_sets(sets, config.data, seed=config.seed, annotations_only=annotations_only)
     print("\n".join(report.lines()))
@@ -63,6 +67,14 @@ def check(
         augmentation_sheet(pixels, boxes, sets.labeled.class_names, config.seed).save(augment_sheet)
         print(f"One image under S1 to S4: {augment_sheet}")
     return report
+
+
+def _require_picture_place(option: str, target: Path, annotations_only: bool) -> None:
+    """Refuses, before any work, what a picture cannot be written to or made from (`InputError`)."""
+    if annotations_only:
+        raise InputError(f"{option}: shows images, which --annotations-only leaves closed. Leave one of the two out.")
+    if target.suffix.lower() not in (".png", ".jpg", ".jpeg") or not target.parent.is_dir() or target.is_dir():
+        raise InputError(f"{option}: {target} must be a .png or .jpg file in a folder that exists. Change it.")
 
 
 def _fullest_image(index: Index) -> int:

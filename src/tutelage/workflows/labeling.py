@@ -71,8 +71,10 @@ def label(
     place.prepare(overwrite=overwrite)
     pool = open_all(config.sources.unlabeled, config, unlabeled=True)
     kept_out = open_all(config.sources.test, config)
-    held_out = () if kept_out is None else (kept_out,)
     assert pool is not None, "require_sources has seen to it"
+    class_names = tuple(read_json(teacher.model_folder / "model.json")["class_names"])
+    pool = pool.with_classes(class_names)  # as fit opens it, so that the store enters one
+    held_out = () if kept_out is None else (kept_out.with_classes(class_names),)
     stage = launch(config.runtime, _label_alone, place, config, teacher, pool, held_out)
     store = open_store(stage.folder)
     counts = ", ".join(f"{value} {name}" for name, value in store.counts(config.pseudo).items())

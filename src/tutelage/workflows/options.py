@@ -47,6 +47,9 @@ def resolve(
         devices: replaces the recipe's.
     """
     given: dict[str, Any] = {name: str(value) if name in SINGLE else paths(value) for name, value in sources.items()}
+    for name, value in given.items():
+        if "" in value and isinstance(value, list):
+            raise InputError(f"--{name}: found an empty path; it must name a file or folder. Is a variable not set?")
     parts: dict[str, Any] = {"sources": {name: value for name, value in given.items() if value}}
     runtime = {"device": device, "devices": devices}
     parts["runtime"] = {name: value for name, value in runtime.items() if value}

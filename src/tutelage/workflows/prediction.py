@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,8 @@ def predict(
     """
     if format not in ("coco", "yolo"):
         raise InputError(f"--format: unknown format {format!r}; choose coco or yolo.")
+    if Path(out).is_file():
+        raise InputError(f"{out}: is a file; a folder is needed. Choose another --out.")
     if not overwrite and Path(out).is_dir() and any(Path(out).iterdir()):
         raise InputError(f"{out}: is not empty. Choose another --out, or write over what is there with --overwrite.")
     stage, config = open_model(
@@ -66,10 +69,11 @@ def predict(
             console.print(f"Skipped: {outcome.reason}")
     if not found:
         raise InputError(f"{', '.join(config.sources.unlabeled)}: no image could be read. Give image files or folders.")
-    records = ((images.relative_path(one.image_id), one.size, one.boxes or Boxes.empty()) for one in found)
+    names = _names(images)
+    records = ((names[one.image_id], one.size, one.boxes or Boxes.empty()) for one in found)
     written = export_boxes(format, Path(out), records, class_names)
     if pictures:
-        _write_pictures(Path(out) / "pictures", images, found, class_names, config)
+        _write_pictures(Path(out) / "pictures", images, names, found, class_names, config)
     console.print(f"{len(found)} images, {len(outcomes) - len(found)} skipped. Boxes: {written}")
     return found
 
@@ -83,11 +87,26 @@ def _predict(runtime: Runtime, config: RunConfig, stage: Stage, images: Index) -
     )
 
 
+def _names(images: Index) -> list[str]:
+    """What each image is called in the output: its path below its folder or, where two would be one, below all."""
+    names = [images.relative_path(row) for row in range(len(images))]
+    if len(set(names)) == len(names):
+        return names
+    paths = [str(images.path(row)) for row in range(len(images))]
+    above = os.path.commonpath([os.path.dirname(path) for path in paths])
+    return [os.path.relpath(path, above) for path in paths]
+
+
 def _write_pictures(
-    folder: Path, images: Index, found: list[Prediction], class_names: tuple[str, ...], config: RunConfig
+    folder: Path,
+    images: Index,
+    names: list[str],
+    found: list[Prediction],
+    class_names: tuple[str, ...],
+    config: RunConfig,
 ) -> None:
     for prediction in found:
-        path = folder / f"{images.relative_path(prediction.image_id)}.jpg"
+        path = folder / f"{names[prediction.image_id]}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         picture = Image.fromarray(decode(images.path(prediction.image_id), config.data).pixels)
         draw_boxes(picture, prediction.boxes or Boxes.empty(), class_names).save(path, quality=90)

@@ -128,11 +128,13 @@ def _pretrain(runtime: Runtime, config: RunConfig, place: Place, index: Index, h
         if runtime.is_main:
             card = {"task": "classification", "class_names": list(index.class_names), "hash": stage.hash}
             save_model(stage.folder / "model", result.model, {**card, "accuracy": accuracy})
-            remove_checkpoint(stage.folder)
         figures = {"accuracy": accuracy, "held_out": len(held_out), "num_images": {"labeled": len(kept)}}
         return {"kind": "pretrain", **figures, "classes": list(index.class_names), **result.as_dict()}
 
-    return run_stage(place, "pretrain", key, runtime, work)
+    stage = run_stage(place, "pretrain", key, runtime, work)
+    if runtime.is_main:
+        remove_checkpoint(stage.folder)
+    return stage
 
 
 def _accuracy(

@@ -24,7 +24,7 @@ from tutelage.models.init import init_digest, initialize, save_model
 from tutelage.models.model import RetinaNet
 from tutelage.tasks.detection import DetectionTask
 from tutelage.types import InputError
-from tutelage.workflows.assembly import build_task, load_detector
+from tutelage.workflows.assembly import build_task, load_detector, open_given
 from tutelage.workflows.evaluation import evaluate_stage, measure
 from tutelage.workflows.options import Paths, require_sources, resolve
 from tutelage.workflows.prepare import Prepared, prepare
@@ -33,8 +33,6 @@ from tutelage.workflows.stages import (
     Stage,
     console,
     figure_lines,
-    given_model,
-    given_store,
     open_run,
     pin_data,
     run_stage,
@@ -85,26 +83,30 @@ def train(
     Returns:
         The record of the training, as in `out/run.json`.
     """
-    if pseudo and not (teacher and unlabeled):
+    if bool(pseudo) != bool(teacher) or (pseudo and not unlabeled):
         raise InputError(
-            "--pseudo: a student needs the pool of its store and the model it starts from. "
-            "Add --unlabeled POOL and --teacher MODEL."
+            "--pseudo, --teacher: a student needs its store, the pool it was made of and the model it starts from. "
+            "Give --pseudo STORE, --unlabeled POOL and --teacher MODEL together."
         )
     out = Path(out)
     given = {"labeled": labeled, "unlabeled": unlabeled, "val": val, "test": test}
-    sources: dict[str, Paths] = {**given, "labeled_list": labeled_list, "images": images}
+    sources: dict[str, Paths] = {
+        **given,
+        "teacher": teacher,
+        "pseudo": pseudo,
+        "labeled_list": labeled_list,
+        "images": images,
+    }
     config = resolve(recipe, overrides, sources, task=task, seed=seed, device=device, devices=devices)
     config = open_run(out, config, overwrite=overwrite, resume=resume)
+    require_sources(config, "labeled")
+    prepared = prepare(config)
+    entering = open_given(config, prepared)
+    pin_data(out, prepared.fingerprints | {name: stage.hash for name, stage in entering.items()})
     if (out / "run.json").is_file():
         console.print(f"{out}: finished earlier.")
         return dict(read_json(out / "run.json"))
-    require_sources(config, "labeled")
-    prepared = prepare(config)
     console.print("\n".join(prepared.check.lines()))
-    pin_data(out, prepared.fingerprints)
-    entering: dict[str, Stage] = {}
-    if pseudo:
-        entering = {"teacher": given_model("teacher", Path(teacher)), "pseudo": given_store("pseudo", Path(pseudo))}
     trained, measured = launch(config.runtime, _train_graph, config, prepared, Place(out / "stages"), entering)
     record = {**trained.record, **({"measured": measured.record["metrics"]} if measured else {})}
     shutil.copytree(trained.model_folder, out / "model", dirs_exist_ok=True)
@@ -120,11 +122,19 @@ def _train_graph(
 ) -> tuple[Stage, Stage | None]:
     sets = prepared.sets
     if given:
-        require_kept(open_store(given["pseudo"].folder), config.pseudo)
+        require_kept(open_store(given["pseudo-1"].folder), config.pseudo)
         trained = train_student(
-            place, "student", config, sets, runtime,
-            second_stream="pool", init=given["teacher"], pseudo=given["pseudo"], round_=1, repeat=0,
-        )  # fmt: skip
+            place,
+            "student",
+            config,
+            sets,
+            runtime,
+            second_stream=config.student.second_stream,
+            init=given["teacher"],
+            pseudo=given["pseudo-1"],
+            round_=1,
+            repeat=0,
+        )
     else:
         trained = train_teacher(place, config, sets, runtime)
     if sets.test is None:
@@ -147,7 +157,7 @@ def train_teacher(place: Place, config: RunConfig, data: DataSets, runtime: Runt
         training = _training(stage, config, config.teacher, data, objective, {"labeled": data.labeled}, round_=0)
         return {**_train_and_save(stage, training, runtime, config), "load_report": report.as_dict()}
 
-    return run_stage(place, "teacher", key, runtime, work)
+    return _trained(place, "teacher", key, runtime, work)
 
 
 def train_student(
@@ -195,7 +205,17 @@ def train_student(
         training = _training(stage, config, student, data, objective, streams, round_=round_, repeat=repeat)
         return _train_and_save(stage, training, runtime, config)
 
-    return run_stage(place, name, key, runtime, work)
+    return _trained(place, name, key, runtime, work)
+
+
+def _trained(
+    place: Place, name: str, key: dict[str, Any], runtime: Runtime, work: Callable[[Stage], dict[str, Any]]
+) -> Stage:
+    """The finished stage; only then its checkpoint goes, so that a kill never costs a whole training."""
+    stage = run_stage(place, name, key, runtime, work)
+    if runtime.is_main:
+        remove_checkpoint(stage.folder)
+    return stage
 
 
 def _second_key(config: RunConfig, data: DataSets, second_stream: str, pseudo: Stage | None) -> dict[str, Any]:
@@ -203,7 +223,7 @@ def _second_key(config: RunConfig, data: DataSets, second_stream: str, pseudo: S
     if second_stream == "pool":
         assert pseudo is not None, "the graph labels the pool before a student trains on it"
         return {"store": pseudo.hash, "pseudo": config.pseudo.model_dump(mode="json")}
-    hidden = data.pool.fingerprint if second_stream == "hidden" and data.pool is not None else ""
+    hidden = pseudo.hash if second_stream == "hidden" and pseudo is not None else ""
     return {"ratio": config.pseudo.ratio, "hidden": hidden}
 
 
@@ -219,10 +239,11 @@ def _second_stream(config: RunConfig, data: DataSets, student: StudentConfig, ps
     if student.second_stream == "labeled":
         return data.labeled
     assert data.pool is not None, "the graph asks for a pool only where there is one"
-    if student.second_stream == "hidden":
-        return data.pool
     assert pseudo is not None, "the graph labels the pool before a student trains on it"
-    return store_index(open_store(pseudo.folder), data.pool, config.pseudo)
+    store = open_store(pseudo.folder)
+    if student.second_stream == "hidden":
+        return data.pool.select(store.usable_rows())
+    return store_index(store, data.pool, config.pseudo)
 
 
 def _base_key(config: RunConfig, part: TrainConfig, data: DataSets) -> dict[str, Any]:
@@ -300,7 +321,6 @@ def _train_and_save(stage: Stage, training: Training, runtime: Runtime, config: 
             "hash": stage.hash,
         }
         save_model(stage.folder / "model", result.model, card)
-        remove_checkpoint(stage.folder)
     return {
         "kind": "train",
         "seed": training.seed,
