@@ -189,6 +189,7 @@ def predict(
     score: Annotated[float, typer.Option(help="least score of a box that is written")] = 0.05,
     pictures: Annotated[bool, typer.Option("--pictures", help="also write pictures with boxes")] = False,
     device: Device = "",
+    overwrite: Overwrite = False,
 ) -> None:
     """Find objects in image files or folders.
 
