@@ -22,7 +22,11 @@ OTHER_SUFFIXES = frozenset(
 
 
 def read_folder(source: Source, unlabeled: bool) -> Columns:
-    """All images of a tree."""
+    """All images of a tree.
+
+    Raises:
+        InputError: there is none.
+    """
     columns = Columns("image folder", source.name, [], [source.path], annotated=False, unlisted=[])
     sniffed = 0
     for below, entries in walk_files(source.path):
@@ -35,6 +39,8 @@ def read_folder(source: Source, unlabeled: bool) -> Columns:
             unknown = os.path.splitext(entry.name)[1].lower() not in OTHER_SUFFIXES
             if is_image(Path(entry.path)) if sniffed <= SNIFFED else unknown:
                 columns.paths.append(name)
+    if not columns.paths:
+        raise InputError(f"{source.path}: holds no image; at least one is needed. Give a folder of images.")
     return columns
 
 
@@ -51,8 +57,10 @@ def read_class_folders(source: Source, unlabeled: bool) -> Columns:
 
 
 def read_list(source: Source, unlabeled: bool) -> Columns:
-    """Images named by a text file, relative to it or absolute; empty lines are left out."""
+    """Images named by a text file, relative to it or absolute; empty lines are left out. Or a single image."""
     base = source.path.parent
+    if is_image_name(source.path.name) or is_image(source.path):
+        return Columns("image", source.name, [source.path.name], [base], annotated=False, unlisted=[])
     lines = [line.strip() for line in read_text(source.path).splitlines()]
     paths = [os.path.normpath(base / line) for line in lines if line]
     if not paths:

@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+from tutelage.data.images import is_image
 from tutelage.data.readers import openimages, voc, yolo
 from tutelage.data.readers.coco import foreign_json
 from tutelage.data.readers.source import SPLITS, Source, files_below, is_image_name, read_text, refuse, split_named
@@ -64,6 +65,8 @@ def _locate_file(path: Path, unlabeled: bool) -> dict[str, Source]:
         raise refuse(path, "a TFRecord")
     if suffix == ".txt" or yolo.is_path_list(path):
         return {"": _text_source(path, unlabeled)}
+    if unlabeled and (is_image_name(path.name) or is_image(path)):
+        return {"": Source("list", path)}
     what = "a single image" if is_image_name(path.name) else f"a file with the suffix {suffix or 'none'}"
     raise refuse(path, what, "Give the annotation file, or the folder.")
 
