@@ -159,15 +159,17 @@ def open_run(out: Path, config: RunConfig, *, overwrite: bool, resume: bool) -> 
             to resume.
     """
     saved = out / "config.yaml"
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: is a file; a run needs a folder. Choose another --out.")
     if resume:
         if not saved.is_file():
             raise InputError(f"{out}: holds no run to resume (no config.yaml). Leave --resume out to start one.")
         kept = load_config(saved)
         given = {name: value for name, value in config.sources if value}
         return kept.model_copy(update={"sources": kept.sources.model_copy(update=given)})
-    if overwrite:
+    if overwrite and _is_run(out):
         remove_run(out)
-    if saved.is_file():
+    if saved.is_file() and any(path != saved for path in out.iterdir()):  # alone, it was refused before it began
         differing = changed_keys(load_config(saved), config)
         if differing:
             raise InputError(
@@ -175,7 +177,7 @@ def open_run(out: Path, config: RunConfig, *, overwrite: bool, resume: bool) -> 
                 "Choose another --out, continue that run with --resume, or replace it with --overwrite."
             )
         return config
-    if out.is_dir() and any(out.iterdir()):
+    if out.is_dir() and any(path != saved for path in out.iterdir()):
         raise InputError(f"{out}: is not empty and holds no run of Tutelage. Choose another --out.")
     out.mkdir(parents=True, exist_ok=True)
     write_text(saved, config.to_yaml())
@@ -195,6 +197,15 @@ def pin_data(out: Path, fingerprints: Mapping[str, str]) -> None:
             f"{out}: was started with other data for {', '.join(changed)} (files, sizes or content differ). "
             "Choose another --out, or replace the run with --overwrite."
         )
+
+
+def _is_run(out: Path) -> bool:
+    """Whether the folder's config.yaml is that of a run: projects of others may have files of these names too."""
+    saved = out / "config.yaml"
+    parts = (
+        {line.partition(":")[0] for line in saved.read_text("utf-8", "replace").splitlines()} if saved.is_file() else ()
+    )
+    return {"sources", "runtime", "student"} <= set(parts)
 
 
 def remove_run(out: Path) -> None:
