@@ -16,7 +16,8 @@ import tutelage
 from tests.tiny import TINY, annotation
 from tutelage import cli
 from tutelage.cli import main
-from tutelage.config import load_config
+from tutelage.config import DataConfig, load_config
+from tutelage.data.readers import open_index
 from tutelage.models.init import save_model
 from tutelage.models.model import build_classifier
 from tutelage.workflows.assembly import open_model
@@ -187,3 +188,19 @@ def test_predict_writes_over_nothing(finished: Path, scenes: Path, tmp_path: Pat
     command = ["predict", str(finished / "model"), str(scenes / "pool" / "images"), "--out", str(tmp_path)]
     assert main(command) == 2
     assert (tmp_path / "boxes.json").read_text() == "mine"
+
+
+def test_exported_pseudo_labels_are_labels_again(finished: Path, scenes: Path, tmp_path: Path) -> None:
+    pool, store = str(scenes / "pool" / "images"), tmp_path / "store"
+    settings = ["pseudo.score_threshold=0.0", "postprocess.score_floor=0.0", "runtime.workers=0"]
+    command = ["label", str(finished / "model"), "--unlabeled", pool, "--out", str(store), "--device", "cpu"]
+    for format, place in {"coco": "boxes.json", "yolo": "", "voc": ""}.items():
+        assert main([*command, "--export", format, "--overwrite", *settings]) == 0
+        exported = open_index(store / "export" / place, DataConfig(), images=pool)
+        assert (len(exported), exported.num_boxes) == (20, 200)
+
+
+def test_resume_takes_no_other_options(finished: Path) -> None:
+    assert main(["fit", "--out", str(finished), "--resume", "train.lr=0.5"]) == 2
+    assert main(["fit", "--out", str(finished), "--resume", "--overwrite"]) == 2
+    assert (finished / "run.json").is_file()

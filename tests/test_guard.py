@@ -126,7 +126,7 @@ def test_free_memory_is_known() -> None:
 
 def test_free_disk_is_checked(tmp_path: Path) -> None:
     require_disk(tmp_path / "not" / "yet", 1)
-    with pytest.raises(InputError, match=r"GB are free on this disk; the run needs about 1000000000\.0 GB"):
+    with pytest.raises(InputError, match="MB are free on this disk; the run needs about 1,000,000,000,000 MB"):
         require_disk(tmp_path / "not" / "yet", 10**18)
 
 

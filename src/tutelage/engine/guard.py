@@ -53,7 +53,7 @@ def require_disk(folder: Path, num_bytes: int) -> None:
     free = shutil.disk_usage(existing).free
     if free < num_bytes:
         raise InputError(
-            f"{folder}: {free / 1e9:.1f} GB are free on this disk; the run needs about {num_bytes / 1e9:.1f} GB. "
+            f"{folder}: {free / 1e6:,.0f} MB are free on this disk; the run needs about {num_bytes / 1e6:,.0f} MB. "
             "Free some space, or choose another --out."
         )
 

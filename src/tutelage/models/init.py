@@ -26,6 +26,7 @@ from tutelage.models.model import Classifier, RetinaNet, build_classifier, build
 from tutelage.models.tensors import save_tensors
 from tutelage.types import InputError
 
+TORCH_BEGINNINGS = (b"PK", b"\x80\x02")  # a zip archive, and what torch.save wrote before it
 WEIGHTS, CARD = "model.safetensors", "model.json"
 FORMAT = 1
 BUILDERS: dict[str, Callable[[ModelConfig, int], RetinaNet | Classifier]] = {
@@ -168,6 +169,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
+        with path.open("rb") as file:
+            if file.read(2) not in TORCH_BEGINNINGS:
+                raise InputError(f"{path}: is no checkpoint. Give a safetensors file, or what torch.save wrote.")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(

@@ -113,10 +113,12 @@ def load_detector(stage: Stage) -> RetinaNet:
     return model
 
 
-def export_boxes(format: str, folder: Path, records: Iterable[Record], class_names: Sequence[str]) -> Path:
-    """Writes scored boxes in a format of `EXPORTS`; returns the file (COCO json) or folder that was written."""
+def export_boxes(
+    format: str, folder: Path, records: Iterable[Record], class_names: Sequence[str], *, with_scores: bool
+) -> Path:
+    """Writes boxes in a format of `EXPORTS`; returns the file (COCO json) or folder that was written."""
     target = folder / "boxes.json" if format == "coco" else folder
-    EXPORTS[format](target, records, class_names, with_scores=True)
+    EXPORTS[format](target, records, class_names, with_scores=with_scores)
     return target
 
 

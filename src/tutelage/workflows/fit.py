@@ -83,7 +83,7 @@ def fit(
     sources: dict[str, Paths] = {**given, **entering, "labeled_list": labeled_list, "images": images}
     config = resolve(recipe, overrides, sources, task=task, seed=seed, device=device, devices=devices)
     if not plan:
-        config = open_run(out, config, overwrite=overwrite, resume=resume)
+        config = open_run(out, config, overrides, overwrite=overwrite, resume=resume)
     require_sources(config, "labeled")
     prepared = prepare(config)
     _require_pool(prepared, config)

@@ -82,7 +82,7 @@ def label(
     if export:
         kept = store_index(store, pool, config.pseudo)
         records = ((kept.relative_path(row), kept.size(row), kept.boxes(row)) for row in range(len(kept)))
-        written = export_boxes(export, out / "export", records, kept.class_names)
+        written = export_boxes(export, out / "export", records, kept.class_names, with_scores=export == "coco")
         console.print(f"Exported {len(kept)} images to {written}")
     return stage.record
 

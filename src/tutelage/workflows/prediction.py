@@ -71,7 +71,7 @@ def predict(
         raise InputError(f"{', '.join(config.sources.unlabeled)}: no image could be read. Give image files or folders.")
     names = _names(images)
     records = ((names[one.image_id], one.size, one.boxes or Boxes.empty()) for one in found)
-    written = export_boxes(format, Path(out), records, class_names)
+    written = export_boxes(format, Path(out), records, class_names, with_scores=True)
     if pictures:
         _write_pictures(Path(out) / "pictures", images, names, found, class_names, config)
     console.print(f"{len(found)} images, {len(outcomes) - len(found)} skipped. Boxes: {written}")

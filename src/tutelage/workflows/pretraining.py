@@ -66,7 +66,7 @@ def pretrain(
     """
     out = Path(out)
     config = resolve(recipe, overrides, {"labeled": folder}, seed=seed, device=device, devices=devices)
-    config = open_run(out, config, overwrite=overwrite, resume=resume)
+    config = open_run(out, config, overrides, overwrite=overwrite, resume=resume)
     if (out / "run.json").is_file():
         record: dict[str, Any] = read_json(out / "run.json")
         console.print(f"{out}: finished earlier, accuracy {_percent(record['accuracy'])}.")

@@ -14,7 +14,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -149,14 +149,14 @@ def given_store(name: str, folder: Path) -> Stage:
     return Stage(name, hashlib.sha256(manifest.read_bytes()).hexdigest(), folder)
 
 
-def open_run(out: Path, config: RunConfig, *, overwrite: bool, resume: bool) -> RunConfig:
+def open_run(out: Path, config: RunConfig, overrides: Sequence[str], *, overwrite: bool, resume: bool) -> RunConfig:
     """The config that the run folder `out` goes by: the given one, or with `resume` the folder's own.
 
-    With `resume` sources and runtime that were given replace the folder's, since data may have moved.
+    With `resume`, sources and `runtime.*` overrides that were given replace the folder's: data and devices may change.
 
     Raises:
-        InputError: the folder holds another run (the keys that differ are listed) or foreign files, or there is nothing
-            to resume.
+        InputError: the folder holds another run (the keys that differ are listed) or foreign files, there is nothing
+            to resume, or `resume` comes with options that it would not take.
     """
     saved = out / "config.yaml"
     if out.exists() and not out.is_dir():
@@ -164,7 +164,12 @@ def open_run(out: Path, config: RunConfig, *, overwrite: bool, resume: bool) -> 
     if resume:
         if not saved.is_file():
             raise InputError(f"{out}: holds no run to resume (no config.yaml). Leave --resume out to start one.")
-        kept = load_config(saved)
+        ignored = [one for one in overrides if not one.startswith("runtime.")] + ["--overwrite"] * overwrite
+        if ignored:
+            raise InputError(
+                f"--resume: takes the config from {saved}; {', '.join(ignored)} would not be taken. Leave out either."
+            )
+        kept = load_config(saved, overrides)
         given = {name: value for name, value in config.sources if value}
         return kept.model_copy(update={"sources": kept.sources.model_copy(update=given)})
     if overwrite and _is_run(out):

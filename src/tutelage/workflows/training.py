@@ -98,7 +98,7 @@ def train(
         "images": images,
     }
     config = resolve(recipe, overrides, sources, task=task, seed=seed, device=device, devices=devices)
-    config = open_run(out, config, overwrite=overwrite, resume=resume)
+    config = open_run(out, config, overrides, overwrite=overwrite, resume=resume)
     require_sources(config, "labeled")
     prepared = prepare(config)
     entering = open_given(config, prepared)
