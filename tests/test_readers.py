@@ -481,7 +481,7 @@ def test_pools_without_images(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
         open_index(tmp_path / "none", STRICT, unlabeled=True)
     text(tmp_path / "pool" / "notes.txt", "words")
-    with pytest.raises(InputError, match="lists no images"):
+    with pytest.raises(InputError, match="holds no image"):
         open_index(tmp_path / "pool", STRICT, unlabeled=True)
     text(tmp_path / "pool" / "a.jpg", "not an image")
     with pytest.raises(InputError, match=r"none of 1 files .* is an image"):
