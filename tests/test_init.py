@@ -242,3 +242,12 @@ def test_a_full_disk_is_said_and_leaves_the_model_before(tmp_path: Path) -> None
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert (tmp_path / "model.safetensors").read_bytes() == before
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_card_of_another_version_is_named(tmp_path: Path) -> None:
+    save_model(tmp_path, detector(), {"class_names": ["a", "b", "c"]})
+    card = json.loads((tmp_path / "model.json").read_text())
+    card["model"]["retired"] = 1
+    (tmp_path / "model.json").write_text(json.dumps(card))
+    with pytest.raises(InputError, match=r"model\.json: .*\(retired\).*version"):
+        load_model(tmp_path)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -130,7 +131,7 @@ def load_model(folder: Path) -> tuple[RetinaNet | Classifier, dict[str, Any]]:
     """
     card = read_card(folder)
     with torch.random.fork_rng(devices=[]):
-        model = BUILDERS[card["kind"]](ModelConfig.model_validate(card["model"]), card["num_classes"])
+        model = BUILDERS[card["kind"]](_model_config(card, folder), card["num_classes"])
     state = read_state(folder / WEIGHTS)
     _refuse_mismatches(model.state_dict(), state, str(folder))
     try:
@@ -158,6 +159,17 @@ def read_card(folder: Path) -> dict[str, Any]:
             f"{FORMAT} and the kinds {', '.join(BUILDERS)}. Use the version of Tutelage that wrote it."
         )
     return card
+
+
+def _model_config(card: Mapping[str, Any], folder: Path) -> ModelConfig:
+    try:
+        return ModelConfig.model_validate(card["model"])
+    except ValidationError as error:
+        keys = ", ".join(".".join(map(str, problem["loc"])) for problem in error.errors())
+        raise InputError(
+            f"{folder / CARD}: its model part has keys or values that this version does not know ({keys}). "
+            "Use the version of Tutelage that wrote it."
+        ) from None
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
