@@ -168,7 +168,18 @@ def _store(
         raise InputError(
             f"{error} With another --out and --stages {place.folder}, teacher and store are taken from this run."
         ) from None
+    if runtime.is_main:
+        _warn_of_empty_images(open_store(graph[name].folder).counts(config.pseudo), config)
     return graph[name]
+
+
+def _warn_of_empty_images(counts: dict[str, int], config: RunConfig) -> None:
+    if config.pseudo.empty == "background" and counts["empty"] > counts["labeled"]:
+        console.print(
+            f"[yellow]{counts['empty']} of {counts['images']} pool images have no box at or above the threshold and "
+            "will be trained on as background. If the teacher is weak, set pseudo.empty=drop or lower "
+            "pseudo.score_threshold.[/]"
+        )
 
 
 def _require_pool(prepared: Prepared, config: RunConfig) -> None:
