@@ -383,3 +383,13 @@ def test_a_student_trains_on_the_store(tmp_path: Path) -> None:
     assert batch.boxes.ignore[first][batch.boxes.valid[first]].tolist() == [NOT_IGNORED, IGNORE_BOX]
     assert batch.boxes.ignore[second][batch.boxes.valid[second]].tolist() == [IGNORE_BOX]
     np.testing.assert_allclose(batch.boxes.xyxy[first, 0], np.array([0, 0, 10.25, 20.5]) * 1.28, atol=1e-2)
+
+
+def test_a_store_of_another_version_is_named(tmp_path: Path, pool: Index) -> None:
+    make_store(tmp_path / "store", pool)
+    manifest = tmp_path / "store" / "manifest.json"
+    plain = json.loads(manifest.read_text())
+    del plain["held_out"]
+    manifest.write_text(json.dumps(plain))
+    with pytest.raises(InputError, match="another version"):
+        open_store(tmp_path / "store")

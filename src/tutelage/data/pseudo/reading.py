@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -93,17 +93,22 @@ def open_store(folder: Path) -> PseudoStore:
     """A finished store.
 
     Raises:
-        InputError: there is none, or it is not finished.
+        InputError: there is none, it is not finished, or another version wrote it.
     """
     if not (folder / "manifest.json").is_file():
         raise InputError(
             f"{folder}: holds no finished pseudo-label store (no manifest.json). Run the labeling again: it continues."
         )
     plain = read_json(folder / "manifest.json")
+    expected = {"content", *(field.name for field in fields(Manifest))}
+    if not isinstance(plain, dict) or set(plain) != expected:
+        raise InputError(
+            f"{folder / 'manifest.json'}: was written by another version of Tutelage (its keys differ). Label the pool "
+            "again, or use that version."
+        )
     content = plain.pop("content")
-    return PseudoStore(
-        folder, Manifest(**{**plain, **{name: tuple(plain[name]) for name in ("class_names", "held_out")}}), content
-    )
+    lists = {name: tuple(plain[name]) for name in ("class_names", "held_out")}
+    return PseudoStore(folder, Manifest(**{**plain, **lists}), content)
 
 
 def _read_columns(path: Path) -> Columns:
