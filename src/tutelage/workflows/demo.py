@@ -15,7 +15,7 @@ LABELED, POOL, TEST = 20, 1500, 400
 CROPS_PER_CLASS = 200
 PRETRAIN_OPTIONS = (
     "train.batch_size=32",
-    "train.min_steps=1600",
+    "train.min_steps=1000",
     "train.lr=0.003",
     "train.weight_decay=0.02",
 )
