@@ -629,8 +629,9 @@ def _paired(boxes: list[tuple[Any, ...]]) -> list[list[float]]:
     )
 
 
-# Images, boxes and classes. Images and boxes equal datumaro 1.13.12's where it was compared; the raccoon, PlantDoc, Label
-# Studio, COCO256 and VOC toy entries are our own reading, pinned against change, and OpenImages v6 counts images otherwise.
+# Images, boxes and classes. Images and boxes equal datumaro 1.13.12's where it was compared; the raccoon, PlantDoc,
+# Label Studio, COCO256 and VOC toy entries are our own reading, pinned against change, and OpenImages v6 counts
+# images otherwise.
 PINNED = {
     "raccoon_voc/annotations": (200, 217, 1),
     "plantdoc_voc": (3, 3, 3),
