@@ -63,6 +63,6 @@ def test_a_network_learns_two_classes_and_predicts_probabilities() -> None:
         (sums["class"] / len(images)).backward()
         optimizer.step()
     predictions = task.predict(model.eval(), images)
-    assert [int(each.confidence.argmax()) for each in predictions] == [0, 1, 0, 1]
-    assert all(each.confidence.sum() == pytest.approx(1, abs=1e-5) for each in predictions)
+    assert [int(each.probabilities.argmax()) for each in predictions] == [0, 1, 0, 1]
+    assert all(each.probabilities.sum() == pytest.approx(1, abs=1e-5) for each in predictions)
     assert predictions[3].image_id == 3 and predictions[3].size == (64, 64)

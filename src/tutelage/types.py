@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from torch import Tensor
 
 IGNORE = 255
 """Mask value of pixels without a label: not trained on, not scored."""
+
+Annotation = Literal["boxes", "masks"]
+"""What images are annotated with, by people or by a teacher."""
 
 NOT_IGNORED, IGNORE_REGION, IGNORE_BOX = 0, 1, 2
 """Values of `Boxes.ignore`: a normal box; a region (crowd, group) that excuses any number of detections inside it
@@ -145,8 +148,9 @@ class Prediction:
     image_id: int
     size: tuple[int, int]  # original (height, width)
     boxes: Boxes | None = None
-    mask: NDArray[np.uint8] | None = None
-    confidence: NDArray[np.float32] | None = None  # (H, W) of `mask`, or (K,) class probabilities
+    mask: NDArray[np.uint8] | None = None  # (h, w) class of each pixel; of the original or a smaller size
+    levels: NDArray[np.uint8] | None = None  # (h, w) confidence of `mask` in 256ths, rounded down: >= 128 is >= 0.5
+    probabilities: NDArray[np.float32] | None = None  # (K,) of the whole image's classes
 
 
 Tensors = TypeVar("Tensors", PaddedBoxes, Batch)

@@ -14,6 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveInt = Annotated[int, Field(gt=0)]
+TaskName = Literal["detection", "segmentation"]
+METRICS_OF_TASK: dict[str, tuple[str, ...]] = {
+    "detection": ("ap", "ap50", "ap75"),
+    "segmentation": ("miou", "pixel_accuracy", "boundary_iou"),
+}
 JITTER_OF_LEVEL: dict[str, tuple[float, float]] = {
     "none": (1.0, 1.0),
     "s1": (0.8, 1.2),  # arXiv:2006.06882, table 1
@@ -50,7 +55,17 @@ class DataConfig(Part):
         "error", description="boxes that are empty, infinite or outside their image"
     )
     boxes_in: Literal["shown", "stored"] = Field(
-        "shown", description="pixels that boxes of EXIF-rotated images refer to, where the annotated size is silent"
+        "shown",
+        description="pixels that boxes and masks of EXIF-rotated images refer to, where the annotated size is silent",
+    )
+    classes: tuple[str, ...] | str = Field(
+        "", description="names of the mask classes in the order of their values, or a file that lists them"
+    )
+    ignore_values: tuple[int | str, ...] = Field(
+        (255,), description="mask values, or colors as #RRGGBB, of pixels without a label"
+    )
+    background: Literal["class", "ignore"] = Field(
+        "class", description="pixels that no polygon covers: a class of that name, or without a label"
     )
     range: tuple[float, float] = Field((0.0, 65535.0), description="16-bit values that become 0 and 255")
     truncated: Literal["error", "accept"] = Field("error", description="a JPEG that ends early in labeled or test data")
@@ -112,7 +127,7 @@ class NormConfig(Part):
 
 
 class LossConfig(Part):
-    """RetinaNet losses (facts 1.6)."""
+    """Detection losses (facts 1.6)."""
 
     focal_alpha: Fraction = Field(0.25, description="weight of positives in the focal loss")
     focal_gamma: float = Field(1.5, ge=0, description="focusing exponent")
@@ -128,7 +143,10 @@ class ModelConfig(Part):
     num_classes: PositiveInt = Field(91, description="classes where no data says so (`show`)")
     min_level: int = Field(3, ge=2, le=5, description="finest pyramid level; its stride is 2^level")
     max_level: int = Field(7, ge=3, le=8, description="coarsest pyramid level")
+    pyramid: Literal["fpn", "nas-fpn"] = Field("fpn", description="feature pyramid")
     pyramid_width: PositiveInt = Field(256, description="channels of the pyramid")
+    pyramid_repeats: int = Field(7, ge=1, le=7, description="cells of a nas-fpn, one after the other")
+    pyramid_separable: bool = Field(False, description="depthwise-separable convolutions in a nas-fpn")
     head_width: PositiveInt = Field(256, description="channels of the heads' towers")
     head_depth: int = Field(4, ge=0, description="convolutions of each tower")
     activation: Literal["relu", "silu"] = Field("relu", description="activation of pyramid and heads")
@@ -204,6 +222,7 @@ class LabelConfig(Part):
 
     views: tuple[View, ...] = Field(("identity",), description="views whose raw outputs are averaged before decoding")
     scales: tuple[float, ...] = Field((1.0,), description="canvas scales that every view is seen at")
+    size: Literal["network", "original"] = Field("network", description="size that pseudo-masks are stored at")
     part_size: PositiveInt = Field(256, description="pool images a part of the store")
 
 
@@ -225,7 +244,12 @@ class PseudoConfig(Part):
 class EvalConfig(Part):
     """How results are measured."""
 
-    metric: Literal["ap", "ap50", "ap75"] = Field("ap", description="figure that verdict and recommendation go by")
+    metric: Literal["ap", "ap50", "ap75", "miou", "pixel_accuracy", "boundary_iou"] = Field(
+        "ap", description="figure that verdict and recommendation go by; miou for segmentation unless given"
+    )
+    size: int = Field(
+        0, ge=0, description="long side in pixels that masks are measured at; 0 is each image's own (paper: 512)"
+    )
     resamples: PositiveInt = Field(1000, description="bootstrap resamples")
     confidence: float = Field(0.95, gt=0, lt=1, description="coverage of the intervals")
     points: int = Field(5, ge=0, description="selection-split measurements along a training; none without such a split")
@@ -266,7 +290,7 @@ class RuntimeConfig(Part):
 class RunConfig(Part):
     """A complete run."""
 
-    task: Literal["detection"] = Field("detection", description="what a label means")
+    task: TaskName = Field("detection", description="what a label means")
     seed: int = Field(0, ge=0, description="seed of everything drawn")
     rounds: PositiveInt = Field(1, description="teacher-student rounds; a student is the next round's teacher")
     repeats: PositiveInt = Field(1, description="seeds that control and student are trained with")
@@ -291,6 +315,21 @@ class RunConfig(Part):
             return raw
         train = raw.get("train", {})
         return {**raw, **{part: merge(train, raw.get(part, {})) for part in ("teacher", "student")}}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _metric_follows_task(cls, raw: Any) -> Any:
+        if not isinstance(raw, Mapping) or not isinstance(raw.get("eval", {}), Mapping):
+            return raw
+        metrics = METRICS_OF_TASK.get(str(raw.get("task", "detection")), ("ap",))
+        return {**raw, "eval": {"metric": metrics[0], **raw.get("eval", {})}}
+
+    @model_validator(mode="after")
+    def _metric_is_of_the_task(self) -> Self:
+        if self.eval.metric not in METRICS_OF_TASK[self.task]:
+            allowed = ", ".join(METRICS_OF_TASK[self.task])
+            raise ValueError(f"eval.metric={self.eval.metric} is no figure of {self.task}, which has {allowed}")
+        return self
 
     @model_validator(mode="after")
     def _unsure_boxes_can_be_ignored(self) -> Self:

@@ -56,6 +56,6 @@ class ClassificationTask:
         """Class probabilities of a batch's first views, by a model in eval mode."""
         probabilities = model(batch.images[:, 0], batch.valid[:, 0]).float().softmax(dim=1).cpu().numpy()
         return [
-            Prediction(int(image_id), (int(height), int(width)), confidence=row)
+            Prediction(int(image_id), (int(height), int(width)), probabilities=row)
             for image_id, (height, width), row in zip(batch.image_ids, batch.sizes, probabilities, strict=True)
         ]
