@@ -48,7 +48,7 @@ def apply(
         pixels: (h, w, 3) decoded image, of full size or reduced.
         size: (height, width) of the original.
         boxes: in pixels of the original.
-        mask: (h, w) classes, at the original's size.
+        mask: (h, w) classes of the whole image, of its own or another size (a pseudo-mask of network size).
     """
     to_original = _enlargement(pixels.shape[:2], size)
     pixels = _with_box_operations(pixels, plan.source_ops, affine.scaling(*to_original))
@@ -59,7 +59,7 @@ def apply(
         pixels=_on_canvas(warped, covered, plan.canvas),
         valid=plan.valid,
         boxes=None if boxes is None else _warped_boxes(boxes, plan),
-        mask=None if mask is None else _warped_mask(mask, plan),
+        mask=None if mask is None else _warped_mask(mask, size, plan),
     )
 
 
@@ -167,8 +167,10 @@ def _warped_boxes(boxes: Boxes, plan: Plan) -> Boxes:
     return replace(boxes, xyxy=hulls, area=stretched).select(visible)
 
 
-def _warped_mask(mask: NDArray[np.uint8], plan: Plan) -> NDArray[np.uint8]:
-    back = affine.at_pixel_centers(affine.inverse(plan.matrix))[:2]
+def _warped_mask(mask: NDArray[np.uint8], size: Size, plan: Plan) -> NDArray[np.uint8]:
+    """The class at the place that each pixel's center comes from; IGNORE where the image is not."""
+    to_original = affine.scaling(size[1] / mask.shape[1], size[0] / mask.shape[0])
+    back = affine.at_pixel_centers(affine.inverse(plan.matrix @ to_original))[:2]
     flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
     height, width = plan.valid
     result = np.full(plan.canvas, IGNORE, np.uint8)
