@@ -15,7 +15,8 @@ from tutelage.ops.boxes import encode, pairwise_ioa, pairwise_iou
 from tutelage.tasks.detection import DetectionTask, losses, matching
 from tutelage.tasks.detection.losses import focal_sum, huber_sum
 from tutelage.tasks.detection.matching import match_anchors
-from tutelage.tasks.detection.views import VIEWS, outputs_from, view_of
+from tutelage.tasks.detection.views import outputs_from
+from tutelage.tasks.views import VIEWS, view_of
 from tutelage.types import IGNORE_BOX, IGNORE_REGION, Batch, InputError, PaddedBoxes
 
 SMALL = ModelConfig(backbone="resnet10t", max_level=5, pyramid_width=16, head_width=16, head_depth=1, canvas=(64, 64))

@@ -1,15 +1,13 @@
-"""Test-time views: the eight flips and rotations of a canvas, and the way back for a detector's raw outputs.
+"""The way back from a test-time view for a detector's raw outputs.
 
-A view is `transpose`, then `hflip`, then `vflip`. Raw outputs are mapped back anchor by anchor, so that the outputs of
-several views can be averaged before decoding.
+They are mapped back anchor by anchor, so that the outputs of several views can be averaged before decoding.
 
-Legend: B images, H x W pixels, h x w a level's map, n anchors at a location, D values an anchor.
+Legend: B images, h x w a level's map, A anchors, n anchors at a location, D values an anchor.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import isclose
 
 import torch
@@ -18,37 +16,8 @@ from torch import Tensor
 from tutelage.config import AnchorConfig
 from tutelage.models.model import DetectionOutputs
 from tutelage.ops.anchors import level_sizes, num_anchors
+from tutelage.tasks.views import VIEWS, View, check_passes
 from tutelage.types import InputError
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """A symmetry of the square; rotations count counterclockwise."""
-
-    transpose: bool = False
-    hflip: bool = False
-    vflip: bool = False
-
-
-VIEWS = {
-    "identity": View(),
-    "hflip": View(hflip=True),
-    "vflip": View(vflip=True),
-    "rot180": View(hflip=True, vflip=True),
-    "transpose": View(transpose=True),
-    "antitranspose": View(transpose=True, hflip=True, vflip=True),
-    "rot90": View(transpose=True, vflip=True),
-    "rot270": View(transpose=True, hflip=True),
-}
-
-
-def view_of(images: Tensor, view: View) -> Tensor:
-    """Images (B, 3, H, W) as the view sees them."""
-    if view.transpose:
-        images = images.transpose(2, 3)
-    flipped = [axis for axis, flip in ((2, view.vflip), (3, view.hflip)) if flip]
-    images = images.flip(flipped) if flipped else images
-    return images.contiguous(memory_format=torch.channels_last)
 
 
 def outputs_from(
@@ -81,11 +50,7 @@ def check_views(
         InputError: flips of a canvas that is no multiple of the coarsest stride, transposes of an oblong canvas or
             with aspect ratios that have no inverse among them, a scale that is not above 0, or no view.
     """
-    if not views or not scales or min(scales) <= 0:
-        raise InputError(
-            f"label.views={list(views)}, label.scales={list(scales)}: at least one of each, and scales above 0, are "
-            "needed. Give label.views=[identity] label.scales=[1.0] for a single pass."
-        )
+    check_passes(views, scales)
     if set(views) != {"identity"} and any(side % coarsest for side in canvas):
         raise InputError(
             f"label.views: a canvas of {canvas[0]} x {canvas[1]} is no multiple of the coarsest stride {coarsest}, so "
