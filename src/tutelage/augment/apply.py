@@ -59,7 +59,7 @@ def apply(
         pixels=_on_canvas(warped, covered, plan.canvas),
         valid=plan.valid,
         boxes=None if boxes is None else _warped_boxes(boxes, plan),
-        mask=None if mask is None else _warped_mask(mask, size, plan),
+        mask=None if mask is None else _warped_mask(mask, size, plan, covered),
     )
 
 
@@ -167,16 +167,19 @@ def _warped_boxes(boxes: Boxes, plan: Plan) -> Boxes:
     return replace(boxes, xyxy=hulls, area=stretched).select(visible)
 
 
-def _warped_mask(mask: NDArray[np.uint8], size: Size, plan: Plan) -> NDArray[np.uint8]:
-    """The class at the place that each pixel's center comes from; IGNORE where the image is not."""
+def _warped_mask(mask: NDArray[np.uint8], size: Size, plan: Plan, covered: Covered) -> NDArray[np.uint8]:
+    """The class at the place that each pixel's center comes from; IGNORE wherever the picture shows fill."""
     to_original = affine.scaling(size[1] / mask.shape[1], size[0] / mask.shape[0])
     back = affine.at_pixel_centers(affine.inverse(plan.matrix @ to_original))[:2]
-    flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
     height, width = plan.valid
-    result = np.full(plan.canvas, IGNORE, np.uint8)
-    result[:height, :width] = cv2.warpAffine(
+    flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
+    warped = cv2.warpAffine(
         mask, back, (width, height), flags=flags, borderMode=cv2.BORDER_CONSTANT, borderValue=IGNORE
     )
+    if covered is not None:
+        warped[covered == 0] = IGNORE
+    result = np.full(plan.canvas, IGNORE, np.uint8)
+    result[:height, :width] = warped
     return result
 
 

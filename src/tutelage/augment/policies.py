@@ -79,7 +79,9 @@ def draw_plan(config: AugmentConfig, rng: np.random.Generator, size: Size, canva
         rng: the sample's own generator.
         size: original (height, width).
         canvas: (height, width) of the result.
-        boxes: in original pixels; the operations inside boxes leave ignored ones alone.
+        boxes: in original pixels; the operations inside boxes leave ignored ones alone. Without boxes, as in data with
+            masks, the operations that need some (`..._Only_BBoxes`, `BBox_Cutout`) do nothing. No policy for masks was
+            ever released; that they take those of boxes is our choice.
     """
     shapes = np.zeros((0, 4)) if boxes is None else boxes.xyxy[boxes.ignore == NOT_IGNORED]
     draft = _Draft(rng, size, shapes, _scaled(IMAGE_REACH, config.pixel_scale), _scaled(BOX_REACH, config.pixel_scale))
