@@ -1,4 +1,4 @@
-"""Numbers to intervals (`intervals`), intervals to words (`conclusions`)."""
+"""Redrawn test sets (`draws`), numbers to intervals (`intervals`), intervals to words (`conclusions`)."""
 
 from tutelage.stats.conclusions import (
     Recommendation,
@@ -8,13 +8,12 @@ from tutelage.stats.conclusions import (
     still_rising,
     verdict,
 )
+from tutelage.stats.draws import FEW_GROUPS, Draws, Kind, Resampled, bootstrap, draw, leave_one_out
 from tutelage.stats.intervals import (
-    FEW_GROUPS,
     FEW_WITH_TRUTH,
     Interval,
+    figure_interval,
     paired_difference,
-    percentile_interval,
-    resample_weights,
     seeds_and_images,
     separate_intervals,
     shown,
@@ -26,14 +25,19 @@ from tutelage.stats.intervals import (
 __all__ = [
     "FEW_GROUPS",
     "FEW_WITH_TRUTH",
+    "Draws",
     "Interval",
+    "Kind",
     "Recommendation",
+    "Resampled",
+    "bootstrap",
     "convergence_sentence",
     "covers",
+    "draw",
+    "figure_interval",
+    "leave_one_out",
     "paired_difference",
-    "percentile_interval",
     "recommend",
-    "resample_weights",
     "seeds_and_images",
     "separate_intervals",
     "shown",

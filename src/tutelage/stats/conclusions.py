@@ -11,20 +11,28 @@ from typing import Literal
 
 import numpy as np
 
-from tutelage.stats.intervals import FEW_GROUPS, Interval, shown
+from tutelage.stats.draws import Kind
+from tutelage.stats.intervals import Interval, shown
 
 Model = Literal["teacher", "control", "student"]
 DecidedOn = Literal["selection split", "test images", "nothing"]
 LAST_PART = 0.2  # of a training: a metric still rising there is one that more training would raise
 
 
-def covers(num_images: int, num_groups: int, num_seeds: int = 1) -> str:
-    """What an interval over test images, and over seeds where there are several, holds and what it does not."""
+def covers(num_images: int, num_groups: int, kind: Kind, num_seeds: int = 1) -> str:
+    """What an interval over test images, and over seeds where there are several, holds and what it does not.
+
+    `kind` is that of the redrawn test sets: few groups have a cluster t-interval, which is said.
+    """
     drawn = f"the choice of the {num_images} test images"
     if num_groups < num_images:
         drawn += f", which belong together in {num_groups} groups"
-    narrow = f"; from so few {'groups' if num_groups < num_images else 'images'} it comes out too narrow"
-    few = narrow if num_groups < FEW_GROUPS else ""
+    over = (
+        f"a cluster t-interval over {num_groups} groups"
+        if num_groups < num_images
+        else f"a t-interval over {num_groups} images"
+    )
+    few = f"; it is {over}, too few for a bootstrap" if kind == "leave-one-out" else ""
     if num_seeds > 1:
         return (
             f"{drawn}, and the {num_seeds} seeds that control and student were trained with; their teacher was "
@@ -34,15 +42,17 @@ def covers(num_images: int, num_groups: int, num_seeds: int = 1) -> str:
 
 
 def verdict(student_minus_control: Interval | None, *, metric: str, num_seeds: int) -> str:
-    """One sentence on what self-training did to `metric` on the test images.
+    """One sentence on what self-training did to `metric` (its name as shown: AP50, mIoU) on the test images.
 
     A difference whose interval holds zero is "not shown". One training each is evidence about two trained models, not
     about the method: only several seeds let a sentence speak of self-training.
     """
-    name = metric.upper()
     if student_minus_control is None:
-        return f"Not measured: {name} of student or control is undefined on the test images."
-    difference = f"{_points(student_minus_control.mean)} {name}"
+        return (
+            f"Not measured: {metric} of student or control is undefined on the test images, or leaves no interval "
+            "because all of these, or all with truth, belong together."
+        )
+    difference = f"{_points(student_minus_control.mean)} {metric}"
     ends = f"{_points(student_minus_control.low)} to {_points(student_minus_control.high)}"
     if num_seeds == 1:
         subject = f"hese two trained models differ by {difference} (student minus control"

@@ -1,30 +1,29 @@
 """Intervals of measured figures, and what may be said of them: arrays in, numbers and sentences out.
 
-Two things make a measured difference uncertain, and each has its interval: which images were in the test set (the
-bootstrap over images, or over groups of images that belong together), and which seed the models were trained with (a
-t-interval over repeated trainings). `covers` says in words which of the two an interval holds.
+Two things make a measured difference uncertain, and each has its interval: which images were in the test set (from
+figures of redrawn test sets, see `draws`), and which seed the models were trained with (a t-interval over repeated
+trainings). `covers` says in words which of the two an interval holds.
 
-Legend: R resamples, n images, K classes.
+Figures of redrawn test sets become intervals by the kind of the draws: percentiles of a bootstrap, or, where each group
+was left out once, the cluster t-interval: measured figure +- Student's quantile times the jackknife's standard error.
+
+Legend: R draws, G groups, K classes.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tutelage.types import InputError
+from tutelage.stats.draws import Floats, Kind
 
-FEW_GROUPS = 30
-"""Below this many images (or groups) bootstrap intervals come out too narrow; `covers` says so."""
 FEW_WITH_TRUTH = 5
-"""A class with truth in fewer images (or groups) gets no interval: resampling them shows too little of its spread."""
-
-Floats = NDArray[np.float64]
+"""A class with truth in fewer images (or groups) gets no interval: redrawing them shows too little of its spread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +33,7 @@ class Interval:
     mean: float  # the figure as measured
     low: float
     high: float
-    resamples: int  # 0: not resampled
+    resamples: int  # of the bootstrap; 0: a t-interval
     covers: str  # what the interval holds: the end of a sentence "The interval covers ..."
 
     @property
@@ -52,57 +51,49 @@ def shown(interval: Interval) -> bool:
     return interval.low > 0 or interval.high < 0
 
 
-def resample_weights(groups: NDArray[Any], resamples: int, rng: np.random.Generator) -> NDArray[np.int16]:
-    """(R, n) how many copies of each image every resample holds: groups (n,) are drawn whole, with replacement."""
-    names, group = np.unique(groups, return_inverse=True)
-    if not len(names):
-        return np.zeros((resamples, 0), np.int16)
-    drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
-    return drawn.astype(np.int16)[:, group]
+def figure_interval(values: Floats, point: float, kind: Kind, confidence: float, covers: str = "") -> Interval | None:
+    """Interval of a figure in [0, 1], from its values (R,) in redrawn test sets.
 
-
-def percentile_interval(values: Floats, point: float, confidence: float, covers: str = "") -> Interval:
-    """The middle `confidence` of resampled values (R,), around the measured figure.
-
-    Resamples in which the figure is undefined (NaN) are left out.
-
-    Raises:
-        InputError: it is undefined in all of them.
+    None where they say nothing of its spread: with a single group, where it is undefined (NaN) without one of few
+    groups, or in all resamples of many.
     """
-    defined = values[~np.isnan(values)]
-    if not len(defined):
-        raise InputError(
-            f"eval.resamples: the figure is undefined in all {len(values)} resamples; it must be defined in some. "
-            "Raise eval.resamples, or take more test images."
-        )
-    low, high = np.quantile(defined, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(point, float(low), float(high), len(defined), covers)
+    freedom = len(values) - 1
+    return _within_bounds(_interval(values, point, kind, freedom, confidence, covers))
 
 
 def separate_intervals(
     values: Floats,
     points: Sequence[float | None],
     groups_with_truth: NDArray[np.integer],
+    kind: Kind,
     confidence: float,
     covers: str = "",
 ) -> list[Interval | None]:
-    """Percentile intervals of K figures from resampled values (R, K), each for itself.
+    """Intervals of K figures in [0, 1] from values (R, K), each for itself.
 
-    None where the figure is undefined, as measured or in all resamples, or where fewer than `FEW_WITH_TRUTH` groups
-    hold truth.
+    None where the figure is undefined or says nothing of its spread, as in `figure_interval`, or where fewer than
+    `FEW_WITH_TRUTH` groups hold truth.
     """
-    defined = ~np.isnan(values).all(axis=0) & (groups_with_truth >= FEW_WITH_TRUTH)
     return [
-        percentile_interval(values[:, row], point, confidence, covers) if point is not None and defined[row] else None
-        for row, point in enumerate(points)
+        _within_bounds(_interval(column, point, kind, with_truth - 1, confidence, covers))
+        if point is not None and with_truth >= FEW_WITH_TRUTH
+        else None
+        for column, point, with_truth in zip(values.T, points, groups_with_truth.tolist(), strict=True)
     ]
 
 
 def paired_difference(
-    values_a: Floats, values_b: Floats, point_a: float, point_b: float, confidence: float, covers: str = ""
-) -> Interval:
-    """Interval of a - b from figures (R,) of both on the same resamples."""
-    return percentile_interval(values_a - values_b, point_a - point_b, confidence, covers)
+    values_a: Floats,
+    values_b: Floats,
+    point_a: float,
+    point_b: float,
+    kind: Kind,
+    confidence: float,
+    covers: str = "",
+) -> Interval | None:
+    """Interval of a - b from figures (R,) of both on the same redrawn test sets; None as in `figure_interval`."""
+    freedom = len(values_a) - 1
+    return _interval(values_a - values_b, point_a - point_b, kind, freedom, confidence, covers)
 
 
 def simultaneous_differences(
@@ -111,29 +102,32 @@ def simultaneous_differences(
     points_a: Sequence[float | None],
     points_b: Sequence[float | None],
     groups_with_truth: NDArray[np.integer],
+    kind: Kind,
     confidence: float,
     covers: str = "",
 ) -> list[Interval | None]:
     """Intervals of a - b for K classes, from figures (R, K), that hold all at once with `confidence`.
 
-    Each is the measured difference +- q standard errors; q is the quantile, over resamples, of the largest
-    standardized deviation among the classes (the "max-t" bootstrap). Unlike Bonferroni's or Holm's correction it makes
-    use of the classes' dependence and needs no p-values finer than 1/R. None where a figure is undefined or the class
-    has truth in fewer than `FEW_WITH_TRUTH` groups.
+    Each is the measured difference +- q standard errors. In a bootstrap q is the quantile, over resamples, of the
+    largest standardized deviation among the classes ("max-t"): unlike Bonferroni's or Holm's correction it makes use
+    of the classes' dependence and needs no p-values finer than 1/R. Few groups left out in turn show no such maximum;
+    there q is Student's quantile with Bonferroni's correction. None where a figure is undefined or the class has truth
+    in fewer than `FEW_WITH_TRUTH` groups.
     """
-    enough = groups_with_truth >= FEW_WITH_TRUTH
     points = np.array(points_a, np.float64) - np.array(points_b, np.float64)  # None becomes NaN
-    measured = np.flatnonzero(enough & ~np.isnan(points))
-    if not len(measured):
-        return [None] * len(points)
-    differences = (values_a - values_b)[:, measured]
-    error = np.nanstd(differences, axis=0, ddof=1)
-    deviation = np.abs(differences - points[measured]) / np.where(error > 0, error, np.inf)
-    reach = np.quantile(np.nan_to_num(deviation).max(axis=1), confidence) * error
+    measured = np.flatnonzero((groups_with_truth >= FEW_WITH_TRUTH) & ~np.isnan(points))
     intervals: list[Interval | None] = [None] * len(points)
+    if not len(measured):
+        return intervals
+    differences = (values_a - values_b)[:, measured]
+    if kind == "bootstrap":
+        reach = _max_t_reach(differences, points[measured], confidence)
+    else:
+        reach = _bonferroni_reach(differences, points[measured], groups_with_truth[measured] - 1, confidence)
+    resamples = len(differences) if kind == "bootstrap" else 0
     for label, width in zip(measured.tolist(), reach.tolist(), strict=True):
         point = float(points[label])
-        intervals[label] = Interval(point, point - width, point + width, len(differences), covers)
+        intervals[label] = Interval(point, point - width, point + width, resamples, covers)
     return intervals
 
 
@@ -150,7 +144,7 @@ def seeds_and_images(seeds: Interval, images: Interval, covers: str = "") -> Int
 
     Args:
         seeds: t-interval over one difference a seed, all on the same test images, which it therefore does not cover.
-        images: bootstrap of the mean of these differences, the same resample for all seeds.
+        images: interval over test images of the mean of these differences, on the same draws for all seeds.
         covers: what the result holds.
 
     The errors are independent, so that their variances add; adding squared distances instead of variances keeps each
@@ -159,6 +153,52 @@ def seeds_and_images(seeds: Interval, images: Interval, covers: str = "") -> Int
     low = math.hypot(seeds.mean - seeds.low, images.mean - images.low)
     high = math.hypot(seeds.high - seeds.mean, images.high - images.mean)
     return Interval(seeds.mean, seeds.mean - low, seeds.mean + high, images.resamples, covers)
+
+
+def _interval(
+    values: Floats, point: float, kind: Kind, freedom: int, confidence: float, covers: str
+) -> Interval | None:
+    if kind == "bootstrap":
+        defined = values[~np.isnan(values)]
+        if not len(defined):
+            return None
+        low, high = np.quantile(defined, [(1 - confidence) / 2, (1 + confidence) / 2])
+        return Interval(point, float(low), float(high), len(defined), covers)
+    if len(values) < 2 or np.isnan(values).any():
+        return None
+    reach = t_quantile(confidence, freedom) * float(_jackknife_error(values, point))
+    return Interval(point, point - reach, point + reach, 0, covers)
+
+
+def _within_bounds(interval: Interval | None) -> Interval | None:
+    """Percentiles of a figure stay in [0, 1] by themselves, a t-interval does not."""
+    return interval and replace(interval, low=max(interval.low, 0.0), high=min(interval.high, 1.0))
+
+
+def _jackknife_error(values: Floats, points: float | Floats) -> Floats:
+    """Standard errors of figures from their values (G,) or (G, K) without each group in turn.
+
+    Squares are taken about the measured figures, not about the mean of the values, which is never smaller and does
+    better with groups of unequal size (the estimator CV3 of MacKinnon, Nielsen and Webb, Journal of Applied
+    Econometrics 38, 2023).
+    """
+    error: Floats = np.sqrt((len(values) - 1) / len(values) * ((values - points) ** 2).sum(axis=0))
+    return error
+
+
+def _max_t_reach(differences: Floats, points: Floats, confidence: float) -> Floats:
+    """Distances (K,) from the measured differences that, at once, no class exceeds in `confidence` of the resamples."""
+    error = np.nanstd(differences, axis=0, ddof=1)
+    deviation = np.abs(differences - points) / np.where(error > 0, error, np.inf)
+    reach: Floats = np.quantile(np.nan_to_num(deviation).max(axis=1), confidence) * error
+    return reach
+
+
+def _bonferroni_reach(differences: Floats, points: Floats, freedom: NDArray[np.integer], confidence: float) -> Floats:
+    """Distances (K,) from the measured differences with Bonferroni's share of the error for each class."""
+    each = 1 - (1 - confidence) / len(points)
+    quantiles = np.array([t_quantile(each, count) for count in freedom.tolist()])
+    return quantiles * _jackknife_error(differences, points)
 
 
 def t_quantile(confidence: float, freedom: int) -> float:
