@@ -56,6 +56,19 @@ def test_labels_agree_with_masks_and_outlines(drawn: Path, coco: COCO) -> None:
     assert np.mean(overlaps) > 0.97
 
 
+def test_masks_hold_the_classes_that_are_named_beside_them(drawn: Path, coco: COCO) -> None:
+    named = json.loads((drawn.parent / "classes.json").read_text())
+    assert named["ignore_index"] == 255
+    assert [(entry["index"], entry["name"]) for entry in named["classes"]] == [*enumerate(("ground", *SCENE_SHAPES))]
+    stems = {path.stem for path in (drawn.parent / "masks").iterdir()}
+    assert stems == {path.stem for path in (drawn.parent / "images").iterdir()}
+    share = np.zeros(5)
+    for stem in stems:
+        mask = np.asarray(Image.open(drawn.parent / "masks" / f"{stem}.png"))
+        share += np.bincount(mask.ravel(), minlength=5) / (mask.size * len(stems))
+    assert len(share) == 5 and 0.6 < share[0] < 0.95 and min(share[1:]) > 0.01
+
+
 def test_area_of_the_masks_is_exact() -> None:
     scene = draw_scene(96, np.random.default_rng(5))
     mask = class_mask(scene)

@@ -1,8 +1,9 @@
 """Procedural pictures drawn from a seed, so that every command runs without any download.
 
 Scenes hold 1 to 6 objects of four classes among distractors, on textured grounds, with noise and occlusion; written
-with boxes, outlines and class masks. Crops hold one shape each, of classes that scenes do not use. Picture k of a seed
-is the same however many are drawn. Called by the `demo` workflow and by tests.
+with boxes, outlines and class masks, so that one folder is a data set of boxes and one of masks. Crops hold one shape
+each, of classes that scenes do not use. Picture k of a seed is the same however many are drawn. Called by the `demo`
+workflow and by tests.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from numpy.typing import NDArray
 
 from tutelage.data.shapes import CROP_SHAPES, DISTRACTOR_SHAPES, SCENE_SHAPES, Outline
 from tutelage.files import write_text
+from tutelage.types import IGNORE
 
 SCENES, CROPS = 0, 1  # first number of a picture's seed
 MIN_VISIBLE = 0.45  # share of an object that must stay uncovered, else it is not placed
+MASK_CLASSES = ("ground", *SCENE_SHAPES)
 FINE = 4  # contours are traced this much finer than pixels, so that outlines follow pixel edges
 
 Pixels = NDArray[np.uint8]  # (H, W, 3) RGB
@@ -38,9 +41,10 @@ class Scene:
 
 
 def draw_scenes(folder: Path, *, images: int, size: int = 96, seed: int = 0) -> Path:
-    """COCO json of scenes drawn into `folder`; `images/`, class masks in `masks/` (0 ground, class k as k + 1).
+    """COCO json of scenes drawn into `folder`: its boxes, areas and outlines are those of the visible pixels.
 
-    Boxes, areas and outlines are those of the visible pixels.
+    Beside it lie `images/`, class masks in `masks/` and `classes.json`, which names their values: 0 is the ground,
+    class k of the json k + 1. The folder itself is the data set of masks.
 
     Args:
         folder: where to write; made if missing.
@@ -63,6 +67,8 @@ def draw_scenes(folder: Path, *, images: int, size: int = 96, seed: int = 0) -> 
     categories = [{"id": k + 1, "name": name} for k, name in enumerate(SCENE_SHAPES)]
     path = folder / "scenes.json"
     write_text(path, json.dumps({"images": listing, "annotations": annotations, "categories": categories}))
+    values = [{"index": k, "name": name} for k, name in enumerate(MASK_CLASSES)]
+    write_text(folder / "classes.json", json.dumps({"classes": values, "ignore_index": IGNORE}))
     return path
 
 
