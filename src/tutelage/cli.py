@@ -22,7 +22,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
-    help="Self-training for object detection: a few labeled images and many unlabeled ones in; a better model and an "
+    help="Self-training for object detection and segmentation: a few labeled images and many unlabeled ones in; a better model and an "
     "honest report out. Anything in the config can be set with `key=value` at the end of a command.",
 )
 
@@ -32,7 +32,7 @@ Val = Annotated[list[str], typer.Option("--val", help="selection split: what is 
 Test = Annotated[list[str], typer.Option("--test", help="test split: only measured on")]
 LabeledList = Annotated[str, typer.Option(help="text file of the images that keep their labels")]
 Images = Annotated[str, typer.Option(help="folder that image paths in annotations are relative to")]
-Task = Annotated[str, typer.Option(help="what a label means: detection")]
+Task = Annotated[str, typer.Option(help="detection or segmentation; the recipe's if not given")]
 Recipe = Annotated[str, typer.Option(help="name of a recipe, or a YAML file (see `tutelage recipes`)")]
 Out = Annotated[Path, typer.Option(help="folder of the run")]
 Seed = Annotated[int | None, typer.Option(help="seed of everything drawn")]
@@ -49,7 +49,7 @@ Inputs = Annotated[list[str], typer.Argument(help="image files or folders")]
 
 @app.command()
 def demo(
-    task: Annotated[str, typer.Argument(help="detection")] = "detection",
+    task: Annotated[str, typer.Argument(help="detection or segmentation")] = "detection",
     out: Out = Path("demo-run"),
     seed: Annotated[int, typer.Option(help="seed of the scenes and of all that is drawn")] = 0,
     overwrite: Overwrite = False,
@@ -70,6 +70,7 @@ def check(
     unlabeled: Unlabeled = [],  # noqa: B006
     val: Val = [],  # noqa: B006
     test: Test = [],  # noqa: B006
+    task: Task = "",
     labeled_list: LabeledList = "",
     images: Images = "",
     annotations_only: Annotated[bool, typer.Option("--annotations-only", help="leave the images closed")] = False,
@@ -92,7 +93,7 @@ def fit(
     unlabeled: Unlabeled = [],  # noqa: B006
     test: Test = [],  # noqa: B006
     val: Val = [],  # noqa: B006
-    task: Task = "detection",
+    task: Task = "",
     labeled_list: LabeledList = "",
     images: Images = "",
     recipe: Recipe = "",
@@ -121,7 +122,7 @@ def train(
     unlabeled: Unlabeled = [],  # noqa: B006
     test: Test = [],  # noqa: B006
     val: Val = [],  # noqa: B006
-    task: Task = "detection",
+    task: Task = "",
     labeled_list: LabeledList = "",
     images: Images = "",
     recipe: Recipe = "",
@@ -148,7 +149,9 @@ def label(
     unlabeled: Unlabeled = [],  # noqa: B006
     test: Test = [],  # noqa: B006
     recipe: Recipe = "",
-    export: Annotated[str, typer.Option(help="also write the kept boxes as coco, yolo or voc")] = "",
+    export: Annotated[
+        str, typer.Option(help="also write what is kept: boxes as coco, yolo or voc, masks as png or coco")
+    ] = "",
     device: Device = "",
     devices: Devices = 0,
     overwrite: Overwrite = False,
@@ -185,13 +188,13 @@ def predict(
     model: Model,
     inputs: Inputs,
     out: Out,
-    format: Annotated[str, typer.Option(help="coco or yolo")] = "coco",
+    format: Annotated[str, typer.Option(help="coco or yolo for boxes; png or coco for masks")] = "",
     score: Annotated[float, typer.Option(help="least score of a box that is written")] = 0.05,
-    pictures: Annotated[bool, typer.Option("--pictures", help="also write pictures with boxes")] = False,
+    pictures: Annotated[bool, typer.Option("--pictures", help="also write pictures with boxes or masks")] = False,
     device: Device = "",
     overwrite: Overwrite = False,
 ) -> None:
-    """Find objects in image files or folders.
+    """Find objects, or the class of every pixel, in image files or folders.
 
     Example: `tutelage predict run/model my/photos/ --out found --pictures`
     """

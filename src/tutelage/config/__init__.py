@@ -2,6 +2,7 @@
 
 from tutelage.config.loading import changed_keys, config_hash, load_config, option_table, parse_config, recipe_names
 from tutelage.config.parts import (
+    METRICS_OF_TASK,
     AnchorConfig,
     AugmentConfig,
     DataConfig,
@@ -20,6 +21,7 @@ from tutelage.config.parts import (
 )
 
 __all__ = [
+    "METRICS_OF_TASK",
     "AnchorConfig",
     "AugmentConfig",
     "DataConfig",

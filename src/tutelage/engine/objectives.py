@@ -11,37 +11,17 @@ Legend: B images, S streams.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from tutelage.config import StudentConfig
+from tutelage.tasks.task import Targets, Trainable
 from tutelage.types import Batch
 
 Sums = dict[str, dict[str, Tensor]]
 """Loss sums by stream and term."""
-
-
-class Targets(Protocol):
-    """What a task asks of the outputs for one batch."""
-
-    @property
-    def num_positives(self) -> Tensor:
-        """What the loss sum is divided by, () int64: positive anchors, valid pixels or images."""
-        ...
-
-
-class Task(Protocol):
-    """The part of a task that training needs."""
-
-    def assign(self, batch: Batch, ignored: Literal["mask", "drop"]) -> Any:
-        """The batch's `Targets`."""
-        ...
-
-    def loss_sums(self, outputs: Any, batch: Batch, targets: Any) -> dict[str, Tensor]:
-        """Loss sums by term, whose sum over (positives + 1) is the loss."""
-        ...
 
 
 class Objective(nn.Module):
@@ -49,7 +29,7 @@ class Objective(nn.Module):
 
     streams: tuple[str, ...]
 
-    def __init__(self, task: Task, model: nn.Module, ignored: Literal["mask", "drop"]) -> None:
+    def __init__(self, task: Trainable, model: nn.Module, ignored: Literal["mask", "drop"]) -> None:
         super().__init__()
         self.task = task
         self.model = model
@@ -79,8 +59,8 @@ class Objective(nn.Module):
         return sums
 
     def stream_losses(self, sums: Sums, counts: Tensor) -> Tensor:
-        """Each stream's loss, (S,): its terms over its positives + 1 (as in the TPU detection code)."""
-        return torch.stack([sum_terms(sums[stream]) for stream in self.streams]) / (counts + 1)
+        """Each stream's loss, (S,): its terms over what the task divides by."""
+        return torch.stack([sum_terms(sums[stream]) for stream in self.streams]) / self.task.normalizer(counts)
 
     def total(self, sums: Sums, counts: Tensor) -> Tensor:
         """The loss to minimize, ()."""
@@ -92,8 +72,8 @@ class Objective(nn.Module):
     def report(self, sums: Sums, counts: Tensor) -> dict[str, Tensor]:
         """Figures of a step for the log, on the device: `loss` and `stream_term`, normalized."""
         figures = {"loss": self.total(sums, counts)}
-        for stream, count in zip(self.streams, counts, strict=True):
-            figures |= {f"{stream}_{term}": value / (count + 1) for term, value in sums[stream].items()}
+        for stream, divisor in zip(self.streams, self.task.normalizer(counts), strict=True):
+            figures |= {f"{stream}_{term}": value / divisor for term, value in sums[stream].items()}
         return figures
 
 
@@ -119,7 +99,7 @@ class Student(Objective):
     averages: Tensor  # (2,) running sums of weighted losses
     weights: Tensor  # (2,) running sums of the weights: averages / weights is bias-corrected
 
-    def __init__(self, task: Task, model: nn.Module, config: StudentConfig) -> None:
+    def __init__(self, task: Trainable, model: nn.Module, config: StudentConfig) -> None:
         super().__init__(task, model, config.ignored)
         self.alpha = config.alpha
         self.decay = config.average_decay

@@ -47,6 +47,10 @@ class ClassificationTask:
         loss = F.cross_entropy(wide, targets.labels, reduction="sum", label_smoothing=self.label_smoothing)
         return {"class": loss}
 
+    def normalizer(self, counts: Tensor) -> Tensor:
+        """What the sum is divided by: the images + 1, as detection counts."""
+        return counts + 1
+
     def num_correct(self, outputs: Tensor, targets: ClassTargets) -> Tensor:
         """How many images () int64 have their class ranked first."""
         return (outputs.argmax(dim=1) == targets.labels).sum()

@@ -57,6 +57,11 @@ class Judged(Protocol):
         """Row of the index."""
         ...
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the original."""
+        ...
+
 
 class Tally(Protocol):
     """What became of every test image: enough to measure any resample of them."""

@@ -1,8 +1,9 @@
-"""The tables that choose a task, and a finished model opened with the config it carries."""
+"""A finished model opened with the config it carries, data as a task wants it, and the formats it is written in."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,36 +11,46 @@ from tutelage.config import RunConfig
 from tutelage.data.index import Index, join
 from tutelage.data.pseudo import open_store
 from tutelage.data.readers import open_index
-from tutelage.data.writers import Record, write_coco, write_voc, write_yolo
+from tutelage.data.writers import write_coco, write_coco_masks, write_mask_folder, write_voc, write_yolo
 from tutelage.files import read_json
 from tutelage.models.init import load_model, read_card
-from tutelage.models.model import RetinaNet
-from tutelage.tasks.detection import DetectionTask
-from tutelage.types import InputError
+from tutelage.models.model import Network
+from tutelage.tasks.table import TASKS
+from tutelage.types import Annotation, InputError
 from tutelage.workflows.options import Paths, resolve
 from tutelage.workflows.prepare import Prepared
 from tutelage.workflows.stages import Stage, given_model, given_store
 
-TASKS = {"detection": DetectionTask}
 UNIMPORTANT = ("init", "num_classes", "loss", "drop_path")  # keys of a model whose weights fit all the same
-EXPORTS = {"coco": write_coco, "yolo": write_yolo, "voc": write_voc}
+Formats = dict[Annotation, dict[str, tuple[Callable[..., None], str]]]
+"""How annotations are written: format -> writer, and the name of its file where it is one."""
 
-
-def build_task(config: RunConfig, class_names: tuple[str, ...]) -> DetectionTask:
-    """The task that `config.task` names, for the data's classes."""
-    return TASKS[config.task](config.model, config.postprocess, class_names)
+SCORED_COCO = {"coco": (partial(write_coco, with_scores=True), "boxes.json")}
+MASK_FORMATS = {"png": (write_mask_folder, ""), "coco": (write_coco_masks, "masks.json")}
+PSEUDO_LABELS: Formats = {
+    "boxes": {
+        **SCORED_COCO,
+        "yolo": (partial(write_yolo, with_scores=False), ""),
+        "voc": (partial(write_voc, with_scores=False), ""),
+    },
+    "masks": MASK_FORMATS,
+}
+PREDICTIONS: Formats = {
+    "boxes": {**SCORED_COCO, "yolo": (partial(write_yolo, with_scores=True), "")},
+    "masks": MASK_FORMATS,
+}
 
 
 def open_model(
     model: str | Path, recipe: str | Path, overrides: tuple[str, ...], *, device: str, devices: int, **sources: Paths
 ) -> tuple[Stage, RunConfig]:
-    """A finished detector, and a config: the recipe, what the model's card says laid on it, then the overrides.
+    """A finished model, and a config: the recipe, what the model's card says laid on it, then the overrides.
 
     Raises:
-        InputError: there is no model, it is a classifier, or an option is unknown.
+        InputError: there is no model, it is a mere backbone, or an option is unknown.
     """
     stage = given_model("teacher", Path(model))
-    card = _detector_card(stage)
+    card = _card_of(stage, TASKS)
     base = resolve(recipe, (), {}, task=card["task"]).model_dump(mode="json") if recipe else {"task": card["task"]}
     data = {**base.get("data", {}), **card.get("data", {})}
     raw = {**base, "data": data, "model": card["model"], "postprocess": card["postprocess"]}
@@ -63,7 +74,7 @@ def open_given(config: RunConfig, prepared: Prepared) -> dict[str, Stage]:
 
 
 def _require_same_network(teacher: Stage, config: RunConfig, prepared: Prepared) -> None:
-    load_detector(teacher)
+    load_trained(teacher, config.task)
     card = read_json(teacher.model_folder / "model.json")
     own = config.model.model_dump(mode="json")
     names = list(prepared.sets.labeled.class_names)
@@ -97,36 +108,38 @@ def open_all(sources: tuple[str, ...], config: RunConfig, *, unlabeled: bool = F
     """The data sets of one option as one; None where none was given. A pool (`unlabeled`) may be plain images."""
     if not sources:
         return None
-    images = config.sources.images
-    return join([open_index(source, config.data, images=images, unlabeled=unlabeled) for source in sources])
+    images, annotation = config.sources.images, TASKS[config.task].annotation
+    return join(
+        [
+            open_index(source, config.data, images=images, unlabeled=unlabeled, annotation=annotation)
+            for source in sources
+        ]
+    )
 
 
-def load_detector(stage: Stage) -> RetinaNet:
-    """The network of a stage that trained a detector.
+def load_trained(stage: Stage, task: str) -> Network:
+    """The network of a stage that trained one for `task`.
 
     Raises:
-        InputError: there is none, or it is a classifier.
+        InputError: there is none, or it is of another task.
     """
-    _detector_card(stage)
-    model, _ = load_model(stage.model_folder)
-    assert isinstance(model, RetinaNet), type(model)
-    return model
+    _card_of(stage, (task,))
+    return load_model(stage.model_folder)[0]
 
 
-def export_boxes(
-    format: str, folder: Path, records: Iterable[Record], class_names: Sequence[str], *, with_scores: bool
-) -> Path:
-    """Writes boxes in a format of `EXPORTS`; returns the file (COCO json) or folder that was written."""
-    target = folder / "boxes.json" if format == "coco" else folder
-    EXPORTS[format](target, records, class_names, with_scores=with_scores)
-    return target
+def require_format(option: str, format: str, formats: Formats, annotation: Annotation) -> None:
+    """Refuses what boxes or masks cannot be written as (`InputError`)."""
+    if format not in formats[annotation]:
+        allowed = ", ".join(formats[annotation])
+        raise InputError(f"{option}: unknown format {format!r} for {annotation}; choose one of {allowed}.")
 
 
-def _detector_card(stage: Stage) -> dict[str, Any]:
+def _card_of(stage: Stage, tasks: Iterable[str]) -> dict[str, Any]:
+    """The card of a model of one of `tasks`."""
     card = read_card(stage.model_folder)
-    if card["kind"] != "detector":
+    if card["task"] not in tasks:
         raise InputError(
-            f"{stage.model_folder}: holds a {card['kind']}, which finds no boxes. Give the model of a fit or train; "
-            "a pre-trained backbone is what model.init takes."
+            f"{stage.model_folder}: holds a model for {card['task']}; one for {' or '.join(tasks)} is needed here. "
+            "Give the model of such a fit or train; a pre-trained backbone is what model.init takes."
         )
     return card

@@ -11,6 +11,7 @@ from tutelage.data.index import Index
 from tutelage.data.loader import shown_boxes
 from tutelage.data.sheets import contact_sheet
 from tutelage.data.sources import open_sources
+from tutelage.tasks.table import TASKS
 from tutelage.types import InputError
 from tutelage.workflows.options import Paths, require_sources, resolve
 
@@ -21,6 +22,7 @@ def check(
     unlabeled: Paths = (),
     val: Paths = (),
     test: Paths = (),
+    task: str = "",
     labeled_list: str | Path = "",
     images: str | Path = "",
     annotations_only: bool = False,
@@ -36,6 +38,7 @@ def check(
         unlabeled: the pool, of which a seeded sample is looked at.
         val: selection split.
         test: test split.
+        task: detection (unless named) or segmentation.
         labeled_list: text file of the images that keep their labels.
         images: folder that image paths in annotations are relative to.
         annotations_only: leave the images closed.
@@ -49,12 +52,18 @@ def check(
     """
     given = {"labeled": labeled, "unlabeled": unlabeled, "val": val, "test": test}
     sources: dict[str, Paths] = {**given, "labeled_list": labeled_list, "images": images}
-    config = resolve("detection-small", overrides, sources, seed=seed)
+    config = resolve("", overrides, sources, task=task, seed=seed)
     require_sources(config, "labeled")
     for option, target in (("--sheet", sheet), ("--augment-sheet", augment_sheet)):
         if target:
             _require_picture_place(option, Path(target), annotations_only)
-    sets = open_sources(config.sources, config.data, seed=config.seed, annotations_only=annotations_only)
+    sets = open_sources(
+        config.sources,
+        config.data,
+        seed=config.seed,
+        annotations_only=annotations_only,
+        annotation=TASKS[config.task].annotation,
+    )
     report = check_sets(sets, config.data, seed=config.seed, annotations_only=annotations_only)
     print("\n".join(report.lines()))
     if sheet:

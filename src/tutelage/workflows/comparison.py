@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from tutelage import stats
 from tutelage.config import RunConfig
 from tutelage.data.index import Index
+from tutelage.reporting.kinds import KINDS
 from tutelage.reporting.read import training_log
 from tutelage.stats import Interval
 from tutelage.stats.conclusions import DecidedOn
-from tutelage.tasks.metrics import Matches
+from tutelage.tasks.table import TASKS
 from tutelage.workflows.evaluation import read_resampled
 from tutelage.workflows.prepare import Prepared
 from tutelage.workflows.stages import Stage
@@ -29,8 +30,7 @@ class Measurements:
     """Every model of a run on one set of images: its record and its figures on the same resamples."""
 
     records: dict[str, dict[str, Any]]  # of the evaluate stages, by the model's stage name
-    resampled: dict[str, dict[str, Floats]]  # figures (R,) and class figures (R, K), by the model's stage name
-    matches: Matches  # of one of the models, for where the truth is
+    resampled: dict[str, stats.Resampled]  # by the model's stage name
     groups: NDArray[np.int64]  # (images,)
 
     @classmethod
@@ -44,7 +44,6 @@ class Measurements:
         return cls(
             records={name: stage.record for name, stage in stages.items()},
             resampled={name: read_resampled(stage.folder) for name, stage in stages.items()},
-            matches=Matches.load(next(iter(stages.values())).folder / "matches.npz"),
             groups=groups,
         )
 
@@ -55,31 +54,43 @@ class Measurements:
         if any(point is None for point in points):
             return None
         values = np.array(points, np.float64).reshape(2, len(ones))
-        covers = stats.covers(len(self.groups), len(np.unique(self.groups)), len(ones))
-        one, other = (np.mean([self.resampled[name][metric] for name in names], axis=0) for names in (ones, others))
+        covers = self._covers(len(ones))
+        one, other = (
+            np.mean([self.resampled[name].figures[metric] for name in names], axis=0) for names in (ones, others)
+        )
         point_one, point_other = values.mean(axis=1).tolist()
-        images = stats.paired_difference(one, other, point_one, point_other, confidence, covers)
-        if len(ones) == 1:
+        images = stats.paired_difference(one, other, point_one, point_other, self._kind, confidence, covers)
+        if images is None or len(ones) == 1:
             return images
         seeds = stats.t_interval((values[0] - values[1]).tolist(), confidence)
         return stats.seeds_and_images(seeds, images, covers)
 
     def class_differences(self, one: str, other: str, config: RunConfig) -> dict[str, Any]:
-        """AP differences of two models by class, with intervals that hold all at once; None where undefined."""
+        """Differences of two models by class, with intervals that hold all at once; None where undefined."""
+        metric = TASKS[config.task].class_metric
         names = list(self.records[one]["metrics"]["per_class"])
         points_one, points_other = (
-            [self.records[model]["metrics"]["per_class"][name]["ap"] for name in names] for model in (one, other)
+            [self.records[model]["metrics"]["per_class"][name][metric] for name in names] for model in (one, other)
         )
         intervals = stats.simultaneous_differences(
-            self.resampled[one]["class_ap"],
-            self.resampled[other]["class_ap"],
+            self.resampled[one].figures[f"class_{metric}"],
+            self.resampled[other].figures[f"class_{metric}"],
             points_one,
             points_other,
-            self.matches.groups_with_truth(self.groups),
+            np.array(self.records[one]["groups_with_truth"]["per_class"]),
+            self._kind,
             config.eval.confidence,
-            stats.covers(len(self.groups), len(np.unique(self.groups))),
+            self._covers(),
         )
         return {name: interval and interval.as_dict() for name, interval in zip(names, intervals, strict=True)}
+
+    @property
+    def _kind(self) -> stats.Kind:
+        """How the images were redrawn: alike for all models."""
+        return next(iter(self.resampled.values())).kind
+
+    def _covers(self, num_seeds: int = 1) -> str:
+        return stats.covers(len(self.groups), len(np.unique(self.groups)), self._kind, num_seeds)
 
     def _point(self, name: str, metric: str) -> float | None:
         point: float | None = self.records[name]["metrics"][metric]
@@ -151,7 +162,8 @@ def _paired(names: list[str], count: int) -> list[str]:
 def _verdict(test: Measurements | None, differences: dict[str, Interval | None], config: RunConfig) -> str:
     if test is None:
         return "Not measured: there are no test images, and too few labels to set some aside. Add --test."
-    return stats.verdict(differences["student_minus_control"], metric=config.eval.metric, num_seeds=config.repeats)
+    title = KINDS[config.task].metrics[config.eval.metric]
+    return stats.verdict(differences["student_minus_control"], metric=title, num_seeds=config.repeats)
 
 
 def _arm_record(stages: list[str], test: Measurements | None) -> dict[str, Any]:
@@ -206,13 +218,14 @@ def data_record(prepared: Prepared) -> dict[str, Any]:
 
 
 def _set_record(index: Index) -> dict[str, Any]:
-    _, labels = index.labels_per_image()
-    counts = np.bincount(labels, minlength=len(index.class_names))
+    columns = index.box_columns()
+    weights = columns.area if index.has_masks else None  # a region's area is its number of pixels
+    amounts = np.bincount(columns.labels, weights, minlength=len(index.class_names)).astype(np.int64)
     return {
         "description": index.description,
         "images": len(index),
-        "boxes": int(counts.sum()),
-        "boxes_per_class": dict(zip(index.class_names, counts.tolist(), strict=False)),
+        "annotation": index.annotation,
+        "amounts_per_class": dict(zip(index.class_names, amounts.tolist(), strict=False)),  # boxes or pixels
         "fingerprint": index.fingerprint,
         "counts": index.counts,
         "roots": [str(root.resolve()) for root in index.roots],

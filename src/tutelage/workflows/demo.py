@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ from tutelage.workflows.fit import fit
 from tutelage.workflows.pretraining import pretrain
 from tutelage.workflows.stages import console
 
-LABELED, POOL, TEST = 20, 1500, 400
 CROPS_PER_CLASS = 200
 PRETRAIN_OPTIONS = (
     "train.batch_size=32",
@@ -19,6 +19,22 @@ PRETRAIN_OPTIONS = (
     "train.lr=0.003",
     "train.weight_decay=0.02",
 )
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """How many scenes the demo of a task draws, and where in a folder of scenes its annotations lie."""
+
+    labeled: int
+    pool: int
+    test: int
+    annotations: str
+
+
+DEMOS = {
+    "detection": Scenes(labeled=20, pool=1500, test=400, annotations="scenes.json"),
+    "segmentation": Scenes(labeled=20, pool=1000, test=300, annotations="masks"),
+}
 
 
 def demo(
@@ -32,7 +48,7 @@ def demo(
     """Draws scenes into `out/data`, pre-trains a small backbone on other shapes, runs `fit`; continues when stopped.
 
     Args:
-        task: detection.
+        task: detection or segmentation.
         out: folder of data, backbone and run.
         seed: of the scenes and of all that is drawn.
         overwrite: replace the run that is there.
@@ -41,24 +57,23 @@ def demo(
     Returns:
         The record of the fit.
     """
-    if task != "detection":
-        raise InputError(f"demo {task}: there is no such demo; choose detection.")
-    data = Path(out) / "data"
-    console.print(f"Drawing {LABELED} labeled, {POOL} pool and {TEST} test scenes into {data}")
-    sets = {"labeled": LABELED, "pool": POOL, "test": TEST}
-    files = {
-        name: draw_scenes(data / name, images=count, seed=seed * len(sets) + number)
-        for number, (name, count) in enumerate(sets.items())
-    }
+    if task not in DEMOS:
+        raise InputError(f"demo {task}: there is no such demo; choose {' or '.join(DEMOS)}.")
+    data, scenes = Path(out) / "data", DEMOS[task]
+    console.print(f"Drawing {scenes.labeled} labeled, {scenes.pool} pool and {scenes.test} test scenes into {data}")
+    sets = {"labeled": scenes.labeled, "pool": scenes.pool, "test": scenes.test}
+    for number, (name, count) in enumerate(sets.items()):
+        draw_scenes(data / name, images=count, seed=seed * len(sets) + number)
     crops = draw_class_crops(data / "crops", images_per_class=CROPS_PER_CLASS, seed=seed)
     backbone = Path(out) / "backbone"
-    pretrain(crops, out=backbone, recipe="detection-demo", seed=seed, overwrite=overwrite, overrides=PRETRAIN_OPTIONS)
+    recipe = f"{task}-demo"
+    pretrain(crops, out=backbone, recipe=recipe, seed=seed, overwrite=overwrite, overrides=PRETRAIN_OPTIONS)
     return fit(
-        labeled=files["labeled"],
-        unlabeled=files["pool"].parent / "images",
-        test=files["test"],
+        labeled=data / "labeled" / scenes.annotations,
+        unlabeled=data / "pool" / "images",
+        test=data / "test" / scenes.annotations,
         out=Path(out) / "run",
-        recipe="detection-demo",
+        recipe=recipe,
         seed=seed,
         overwrite=overwrite,
         overrides=(f"model.init={backbone}", *overrides),

@@ -1,56 +1,35 @@
-"""The evaluate stage: predictions of one model on the test images, matched once, measured with intervals."""
+"""The evaluate stage: predictions of one model on the test images, judged one by one, measured with intervals."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
+from torch import nn
 
 from tutelage import stats
 from tutelage.config import RunConfig
 from tutelage.cores import available_cores
 from tutelage.data.duplicates import near_duplicate_groups
 from tutelage.data.index import Index
-from tutelage.data.loader import evaluation_batches, shown_boxes
+from tutelage.data.loader import evaluation_batches
 from tutelage.data.splits import group_ids, merge_groups
 from tutelage.engine.guard import device_batch
 from tutelage.engine.progress import Progress
 from tutelage.engine.runtime import Runtime, launch
 from tutelage.files import atomic, read_json
-from tutelage.models.model import RetinaNet
-from tutelage.tasks.detection import DetectionTask
-from tutelage.tasks.metrics import (
-    Matches,
-    bootstrap_metrics,
-    bootstrap_size_metrics,
-    detection_metrics,
-    match_detections,
-)
-from tutelage.types import Boxes, Prediction
-from tutelage.workflows.assembly import build_task, load_detector, open_all, open_model
+from tutelage.tasks.table import build_task
+from tutelage.tasks.task import Columns, Judged, Tally, Task
+from tutelage.workflows.assembly import load_trained, open_all, open_model
 from tutelage.workflows.options import Paths, require_sources
 from tutelage.workflows.stages import Place, Stage, console, figure_lines, run_stage
 
 MEASURED_FILES = ("*.parquet", "*.npz", ".tmp-*", "run.json")
-SIZES = ("small", "medium", "large")
-RESAMPLED = "resampled.npz"
-
-Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Point figures of one model on one set, and what they came from."""
-
-    metrics: dict[str, Any]
-    truth: list[Boxes]
-    predictions: list[Prediction]
+TALLY, RESAMPLED = "tally.npz", "resampled.npz"
 
 
 def evaluate(
@@ -102,7 +81,7 @@ def _evaluate(
     runtime: Runtime,
     place: Place,
     config: RunConfig,
-    task: DetectionTask,
+    task: Task,
     trained: Stage,
     index: Index,
     groups: np.ndarray,
@@ -114,7 +93,7 @@ def evaluate_stage(
     place: Place,
     name: str,
     config: RunConfig,
-    task: DetectionTask,
+    task: Task,
     trained: Stage,
     test: Index,
     groups: np.ndarray,
@@ -126,7 +105,7 @@ def evaluate_stage(
         place: where the stage is made.
         name: the stage's name.
         config: the run.
-        task: decodes and names the classes.
+        task: decodes, judges and names the classes.
         trained: the training stage whose model is measured.
         test: the test images.
         groups: (images,) numbers of images that are resampled together.
@@ -134,6 +113,7 @@ def evaluate_stage(
     """
     key = {
         "kind": "evaluate",
+        "task": config.task,
         "seed": config.seed,  # of the resamples
         "weights": trained.hash,
         "model": config.model.model_dump(mode="json", exclude={"init", "num_classes"}),
@@ -144,25 +124,20 @@ def evaluate_stage(
     }
 
     def work(stage: Stage) -> dict[str, Any]:
-        model = load_detector(trained)
-        measured = measure(model, task, test, config, runtime)
-        return save_measured(stage.folder, measured, task, test, groups, config) if runtime.is_main else {}
+        judged = judge_all(load_trained(trained, config.task), task, test, config, runtime)
+        return save_measured(stage.folder, judged, task, test, groups, config) if runtime.is_main else {}
 
     return run_stage(place, name, key, runtime, work)
 
 
-def measure(model: RetinaNet, task: DetectionTask, index: Index, config: RunConfig, runtime: Runtime) -> Measured:
-    """The model's figures on `index`, seen in one view; processes share the work, all get the result."""
-    predictions = predict_all(model, task, index, config, runtime)
-    truth = [shown_boxes(index, row, config.data) for row in range(len(index))]
-    found = [prediction.boxes or Boxes.empty() for prediction in predictions]
-    return Measured(detection_metrics(truth, found, task.class_names), truth, predictions)
+def judge_all(model: nn.Module, task: Task, index: Index, config: RunConfig, runtime: Runtime) -> list[Judged]:
+    """Every image of `index` judged in one view, in its order; processes share the work, all get the result."""
+    mine = list(_judged_share(model, task, index, config, runtime))
+    every: list[Judged] = [one for share in runtime.gather(mine) for one in share]
+    return sorted(every, key=lambda one: one.image_id)
 
 
-def predict_all(
-    model: RetinaNet, task: DetectionTask, index: Index, config: RunConfig, runtime: Runtime
-) -> list[Prediction]:
-    """A prediction for every image of `index`, in its order, on every process."""
+def _judged_share(model: nn.Module, task: Task, index: Index, config: RunConfig, runtime: Runtime) -> Iterator[Judged]:
     model = model.to(runtime.device).eval()
     rows = np.arange(runtime.rank, len(index), runtime.world_size)
     batches = evaluation_batches(
@@ -174,122 +149,102 @@ def predict_all(
         workers=runtime.workers,
         tolerant=False,
     )
-    mine: list[Prediction] = []
     with Progress("predict", len(rows), runtime.is_main, unit="images") as progress:
         for batch, _ in batches:
             assert batch is not None, "an intolerant loader skips nothing"
             with runtime.autocast():
-                mine += task.predict(model, batch.to(runtime.device), None)
+                predictions = task.predict(model, batch.to(runtime.device), None)
+            for prediction in predictions:
+                yield task.judge(prediction, index, config.data)
             progress.advance(len(batch))
-    every = [prediction for share in runtime.gather(mine) for prediction in share]
-    return sorted(every, key=lambda prediction: prediction.image_id)
 
 
 def save_measured(
-    folder: Path, measured: Measured, task: DetectionTask, test: Index, groups: np.ndarray, config: RunConfig
+    folder: Path, judged: Sequence[Judged], task: Task, test: Index, groups: np.ndarray, config: RunConfig
 ) -> dict[str, Any]:
     """Writes the tables and resampled figures that report and comparison read; returns the stage's record."""
-    found = [prediction.boxes or Boxes.empty() for prediction in measured.predictions]
-    matches = match_detections(measured.truth, found, len(task.class_names))
-    with atomic(folder / "matches.npz") as temporary:
-        matches.save(temporary)
-    resampled = resample(matches, groups, config)
+    tally, metrics = task.tally(judged), task.metrics(judged)
+    with atomic(folder / TALLY) as temporary:
+        tally.save(temporary)
+    resampled = resample(tally, groups, config)
     with atomic(folder / RESAMPLED) as temporary:
-        np.savez_compressed(temporary, **resampled)  # type: ignore[arg-type]
-    sizes = [prediction.size for prediction in measured.predictions]
-    _write_table(
-        folder / "images.parquet",
-        {
-            "image_id": np.arange(len(test)),
-            "path": [str(test.path(row)) for row in range(len(test))],
-            "height": [height for height, _ in sizes],
-            "width": [width for _, width in sizes],
-        },
-    )
-    _write_table(folder / "truth.parquet", _box_columns(measured.truth, ("area", "ignore")))
-    _write_table(folder / "predictions.parquet", _box_columns(found, ("scores",)))
+        resampled.save(temporary)
+    with_truth = tally.groups_with_truth(groups)
+    images = {
+        "image_id": np.arange(len(test)),
+        "path": [str(test.path(row)) for row in range(len(test))],
+        "height": [one.size[0] for one in judged],
+        "width": [one.size[1] for one in judged],
+    }
+    for name, columns in {"images": images, **task.tables(judged)}.items():
+        _write_table(folder / f"{name}.parquet", columns)
     return {
         "kind": "evaluate",
         "num_images": len(test),
-        "metrics": measured.metrics,
-        "intervals": intervals_of(resampled, measured.metrics, matches, groups, config.eval.confidence),
+        "metrics": metrics,
+        "intervals": intervals_of(resampled, metrics, with_truth, config.eval.confidence),
+        "groups_with_truth": with_truth,
         "task": config.task,
     }
 
 
 def intervals_of(
-    resampled: Mapping[str, Floats],
-    metrics: Mapping[str, Any],
-    matches: Matches,
-    groups: np.ndarray,
-    confidence: float,
+    resampled: stats.Resampled, metrics: Mapping[str, Any], with_truth: Mapping[str, Any], confidence: float
 ) -> dict[str, Any]:
-    """Intervals of the figures that are defined, by name; in `per_class` AP and AP50 of every class, each or None.
+    """Intervals of the figures that have one, by name; in `per_class` those of every class, each or None.
 
-    Sizes and classes with truth in fewer than `stats.FEW_WITH_TRUTH` groups get none.
+    Args:
+        resampled: what `resample` returns.
+        metrics: figures as measured.
+        with_truth: how many groups hold truth, see `Tally.groups_with_truth`; figures of fewer than
+            `stats.FEW_WITH_TRUTH` groups get none.
+        confidence: coverage.
     """
-    intervals: dict[str, Any] = {
-        name: stats.percentile_interval(resampled[name], metrics[name], confidence).as_dict()
-        for name in ("ap", "ap50", "ap75")
-        if metrics[name] is not None
-    }
-    sizes = [f"ap_{size}" for size in SIZES]
-    found = stats.separate_intervals(
-        np.stack([resampled[name] for name in sizes], axis=1),
-        [metrics[name] for name in sizes],
-        np.array([matches.groups_with_size(groups, size) for size in SIZES]),
+    kind, figures = resampled.kind, resampled.figures
+    whole, parts = {}, [name for name in with_truth if name != "per_class"]
+    for name in metrics.keys() - {"per_class", *parts}:
+        if metrics[name] is not None:
+            whole[name] = stats.figure_interval(figures[name], metrics[name], kind, confidence)
+    of_parts = stats.separate_intervals(
+        np.stack([figures[name] for name in parts], axis=1) if parts else np.zeros((0, 0)),
+        [metrics[name] for name in parts],
+        np.array([with_truth[name] for name in parts]),
+        kind,
         confidence,
     )
-    intervals |= {name: one.as_dict() for name, one in zip(sizes, found, strict=True) if one}
-    return {**intervals, "per_class": _class_intervals(resampled, metrics["per_class"], matches, groups, confidence)}
+    found = {**whole, **dict(zip(parts, of_parts, strict=True))}
+    intervals = {name: one.as_dict() for name in metrics if (one := found.get(name))}
+    return {**intervals, "per_class": _class_intervals(resampled, metrics["per_class"], with_truth, confidence)}
 
 
 def _class_intervals(
-    resampled: Mapping[str, Floats],
-    per_class: Mapping[str, Any],
-    matches: Matches,
-    groups: np.ndarray,
-    confidence: float,
+    resampled: stats.Resampled, per_class: Mapping[str, Any], with_truth: Mapping[str, Any], confidence: float
 ) -> dict[str, dict[str, Any]]:
-    with_truth = matches.groups_with_truth(groups)
+    groups = np.array(with_truth["per_class"])
     columns = {}
-    for metric in ("ap", "ap50"):
-        points = [figures[metric] for figures in per_class.values()]
-        columns[metric] = stats.separate_intervals(resampled[f"class_{metric}"], points, with_truth, confidence)
+    for key, values in resampled.figures.items():
+        metric = key.removeprefix("class_")
+        if metric != key:
+            points = [figures[metric] for figures in per_class.values()]
+            columns[metric] = stats.separate_intervals(values, points, groups, resampled.kind, confidence)
     return {
         name: {metric: one and one.as_dict() for metric, one in zip(columns, intervals, strict=True)}
         for name, *intervals in zip(per_class, *columns.values(), strict=True)
     }
 
 
-def resample(matches: Matches, groups: np.ndarray, config: RunConfig) -> dict[str, Floats]:
-    """Figures of every bootstrap resample, by name; the resamples are the same for every model of one test set."""
+def resample(tally: Tally, groups: np.ndarray, config: RunConfig) -> stats.Resampled:
+    """Figures of the test set redrawn, by name; the draws are the same for every model of one test set."""
     rng = np.random.default_rng(np.random.SeedSequence([config.seed, 0xB007]))
-    weights = stats.resample_weights(groups, config.eval.resamples, rng)
-    threads = available_cores()
-    return {
-        **bootstrap_metrics(matches, weights, threads=threads),
-        **bootstrap_size_metrics(matches, weights, threads=threads),
-    }
+    draws = stats.draw(groups, config.eval.resamples, rng)
+    return stats.Resampled(draws.kind, tally.resample(draws.weights, threads=available_cores()))
 
 
-def read_resampled(folder: Path) -> dict[str, Floats]:
-    """Figures (R,) and class figures (R, K) of every resample that an evaluate stage has kept, by name."""
-    with np.load(folder / RESAMPLED, allow_pickle=False) as stored:
-        return dict(stored)
+def read_resampled(folder: Path) -> stats.Resampled:
+    """Figures of the redrawn test set that an evaluate stage has kept."""
+    return stats.Resampled.load(folder / RESAMPLED)
 
 
-def _box_columns(rows: Sequence[Boxes], extra: tuple[str, ...]) -> dict[str, Any]:
-    xyxy = np.concatenate([boxes.xyxy for boxes in rows]) if rows else np.zeros((0, 4), np.float32)
-    columns: dict[str, Any] = {"image_id": np.repeat(np.arange(len(rows)), [len(boxes) for boxes in rows])}
-    columns |= {name: xyxy[:, axis] for axis, name in enumerate(("x1", "y1", "x2", "y2"))}
-    columns["label"] = np.concatenate([boxes.labels for boxes in rows])
-    for name in extra:
-        column = "score" if name == "scores" else name
-        columns[column] = np.concatenate([getattr(boxes, name) for boxes in rows])
-    return columns
-
-
-def _write_table(path: Path, columns: dict[str, Any]) -> None:
+def _write_table(path: Path, columns: Columns) -> None:
     with atomic(path) as temporary:
         pq.write_table(pa.table(columns), temporary)

@@ -11,8 +11,9 @@ from tutelage.data.pseudo import open_store, require_kept
 from tutelage.engine.runtime import Runtime, launch
 from tutelage.files import read_json, write_json, write_text
 from tutelage.reporting.page import write_report
-from tutelage.types import InputError
-from tutelage.workflows.assembly import build_task, open_given
+from tutelage.tasks.table import TASKS, build_task
+from tutelage.types import Annotation, InputError
+from tutelage.workflows.assembly import open_given
 from tutelage.workflows.comparison import compare
 from tutelage.workflows.evaluation import evaluate_stage
 from tutelage.workflows.labeling import label_stage
@@ -32,7 +33,7 @@ def fit(
     out: str | Path,
     test: Paths = (),
     val: Paths = (),
-    task: str = "detection",
+    task: str = "",
     labeled_list: str | Path = "",
     images: str | Path = "",
     recipe: str | Path = "",
@@ -55,7 +56,7 @@ def fit(
         out: the run folder; the same call on an unfinished run continues it.
         test: what is measured on; a part of the labels when not given.
         val: selection split, on which the recommendation is decided when given.
-        task: what a label means.
+        task: detection or segmentation; the recipe's when empty.
         labeled_list: text file of the images that keep their labels.
         images: folder that image paths in annotations are relative to.
         recipe: name or YAML file.
@@ -173,11 +174,17 @@ def _store(
     return graph[name]
 
 
+EMPTY_IMAGES: dict[Annotation, str] = {
+    "boxes": "no box at or above the threshold and will be trained on as background",
+    "masks": "no pixel at or above the threshold and will take part without teaching anything",
+}
+
+
 def _warn_of_empty_images(counts: dict[str, int], config: RunConfig) -> None:
     if config.pseudo.empty == "background" and counts["empty"] > counts["labeled"]:
         console.print(
-            f"[yellow]{counts['empty']} of {counts['images']} pool images have no box at or above the threshold and "
-            "will be trained on as background. If the teacher is weak, set pseudo.empty=drop or lower "
+            f"[yellow]{counts['empty']} of {counts['images']} pool images have "
+            f"{EMPTY_IMAGES[TASKS[config.task].annotation]}. If the teacher is weak, set pseudo.empty=drop or lower "
             "pseudo.score_threshold.[/]"
         )
 

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from torch import nn
 
-from tutelage.config import RunConfig
+from tutelage.config import PseudoConfig, RunConfig
 from tutelage.data.duplicates import HashBook
 from tutelage.data.index import Index, join
 from tutelage.data.loader import evaluation_batches
-from tutelage.data.pseudo import Leak, Manifest, StoreWriter, open_store, store_index
+from tutelage.data.pseudo import Leak, Manifest, PseudoStore, StoreWriter, open_store, store_index
 from tutelage.engine.guard import device_batch
 from tutelage.engine.progress import Progress
 from tutelage.engine.runtime import Runtime, launch
 from tutelage.files import read_json
-from tutelage.models.model import RetinaNet
-from tutelage.tasks.detection import DetectionTask
-from tutelage.types import Batch, InputError, Prediction, Skipped
-from tutelage.workflows.assembly import EXPORTS, build_task, export_boxes, load_detector, open_all, open_model
+from tutelage.tasks.table import TASKS, build_task
+from tutelage.tasks.task import Task
+from tutelage.types import Annotation, Batch, Boxes, Prediction, Skipped
+from tutelage.workflows.assembly import PSEUDO_LABELS, load_trained, open_all, open_model, require_format
 from tutelage.workflows.options import Paths, require_sources
 from tutelage.workflows.stages import Place, Stage, console, run_stage
 
 Outcome = Prediction | Skipped | Leak
+Size = tuple[int, int]
 SKIPPED_NAMED = 50
 STORE_FILES = ("part-*.parquet", ".tmp-*", "manifest.json", "run.json", "export")
 
@@ -51,7 +54,8 @@ def label(
         out: folder of the store.
         test: images that must not be labeled; those found in the pool are kept out and counted.
         recipe: where `label` and `pseudo` come from; the model's card alone when empty.
-        export: also write the boxes above the threshold to `out/export`, as coco, yolo or voc.
+        export: also write what is above the threshold to `out/export`: boxes as coco, yolo or voc, masks as png or
+            coco.
         device: auto, cpu, cuda or mps.
         devices: how many.
         overwrite: replace the store that is there.
@@ -60,13 +64,14 @@ def label(
     Returns:
         The store's record, as in `out/run.json`.
     """
-    if export and export not in EXPORTS:
-        raise InputError(f"--export: unknown format {export!r}; choose one of {', '.join(EXPORTS)}.")
     out = Path(out)
     teacher, config = open_model(
         model, recipe, overrides, device=device, devices=devices, unlabeled=unlabeled, test=test
     )
     require_sources(config, "unlabeled")
+    annotation = TASKS[config.task].annotation
+    if export:
+        require_format("--export", export, PSEUDO_LABELS, annotation)
     place = Place(out, own_files=STORE_FILES)
     place.prepare(overwrite=overwrite)
     pool = open_all(config.sources.unlabeled, config, unlabeled=True)
@@ -80,11 +85,28 @@ def label(
     counts = ", ".join(f"{value} {name}" for name, value in store.counts(config.pseudo).items())
     console.print(f"{out}: {counts}")
     if export:
-        kept = store_index(store, pool, config.pseudo)
-        records = ((kept.relative_path(row), kept.size(row), kept.boxes(row)) for row in range(len(kept)))
-        written = export_boxes(export, out / "export", records, kept.class_names, with_scores=export == "coco")
-        console.print(f"Exported {len(kept)} images to {written}")
+        write, name = PSEUDO_LABELS[annotation][export]
+        write(out / "export" / name, RECORDS[annotation](store, pool, config.pseudo), class_names)
+        console.print(f"Exported to {out / 'export' / name}")
     return stage.record
+
+
+def _box_records(store: PseudoStore, pool: Index, pseudo: PseudoConfig) -> Iterator[tuple[str, Size, Boxes]]:
+    kept = store_index(store, pool, pseudo)
+    return ((kept.relative_path(row), kept.size(row), kept.boxes(row)) for row in range(len(kept)))
+
+
+def _mask_records(
+    store: PseudoStore, pool: Index, pseudo: PseudoConfig
+) -> Iterator[tuple[str, Size, NDArray[np.uint8]]]:
+    return ((one.path, one.size, one.mask) for one in store.masks(store.usable_rows(), pseudo))
+
+
+RECORDS: dict[Annotation, Callable[[PseudoStore, Index, PseudoConfig], Iterator[Any]]] = {
+    "boxes": _box_records,
+    "masks": _mask_records,
+}
+"""What is exported of a store: relative path, size of the image, and its boxes or mask."""
 
 
 def _label_alone(
@@ -100,7 +122,7 @@ def label_stage(
     place: Place,
     name: str,
     config: RunConfig,
-    task: DetectionTask,
+    task: Task,
     teacher: Stage,
     pool: Index,
     held_out: tuple[Index, ...],
@@ -111,6 +133,7 @@ def label_stage(
     """The stage that labels `pool` with `teacher`; copies of `held_out` images are kept out and counted."""
     key = {
         "kind": "label",
+        "task": config.task,
         "teacher": teacher.hash,
         "label": config.label.model_dump(mode="json", exclude={"part_size"}),
         "model": config.model.model_dump(mode="json", exclude={"num_classes", "init"}),
@@ -121,8 +144,9 @@ def label_stage(
     }
 
     def work(stage: Stage) -> dict[str, Any]:
-        model = load_detector(teacher)
+        model = load_trained(teacher, config.task)
         manifest = Manifest(
+            annotation=task.annotation,
             teacher=teacher.hash,
             round=round_,
             class_names=task.class_names,
@@ -144,8 +168,8 @@ def write_store(
     folder: Path,
     manifest: Manifest,
     config: RunConfig,
-    task: DetectionTask,
-    model: RetinaNet,
+    task: Task,
+    model: nn.Module,
     pool: Index,
     held_out: tuple[Index, ...],
     runtime: Runtime,
@@ -171,8 +195,8 @@ def _rows(parts: Iterable[int], manifest: Manifest) -> np.ndarray:
 
 def label_images(
     config: RunConfig,
-    task: DetectionTask,
-    model: RetinaNet,
+    task: Task,
+    model: nn.Module,
     pool: Index,
     rows: np.ndarray,
     leaks: HashBook | None,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from tutelage.config import RunConfig, load_config
+from tutelage.tasks.table import TASKS
 from tutelage.types import InputError
 
 SINGLE = ("labeled_list", "images", "teacher", "pseudo", "stages")  # sources that are one path
@@ -30,7 +31,7 @@ def resolve(
     overrides: Iterable[str],
     sources: Mapping[str, Paths],
     *,
-    task: str = "detection",
+    task: str = "",
     seed: int | None = None,
     device: str = "",
     devices: int = 0,
@@ -38,13 +39,16 @@ def resolve(
     """The config of a run.
 
     Args:
-        recipe: name, file or plain data; empty takes the default of the task and device.
+        recipe: name, file or plain data; empty takes the default of the task (detection unless named) and device.
         overrides: `key=value`, stronger than all else.
         sources: fields of the config's `sources`; empty ones keep the recipe's.
-        task: what a label means.
+        task: what a label means; the recipe's when empty.
         seed: replaces the recipe's.
         device: replaces the recipe's.
         devices: replaces the recipe's.
+
+    Raises:
+        InputError: an empty path; an unknown task, or another than the recipe's; an unknown key or value.
     """
     given: dict[str, Any] = {name: str(value) if name in SINGLE else paths(value) for name, value in sources.items()}
     for name, value in given.items():
@@ -53,10 +57,14 @@ def resolve(
     parts: dict[str, Any] = {"sources": {name: value for name, value in given.items() if value}}
     runtime = {"device": device, "devices": devices}
     parts["runtime"] = {name: value for name, value in runtime.items() if value}
-    parts["task"] = task
     if seed is not None:
         parts["seed"] = seed
-    return load_config(recipe or default_recipe(task), overrides, **parts)
+    if task and task not in TASKS:
+        raise InputError(f"--task: unknown task {task!r}; choose one of {', '.join(TASKS)}.")
+    config = load_config(recipe or default_recipe(task or "detection"), overrides, **parts)
+    if task and config.task != task:
+        raise InputError(f"--task {task}: the recipe is for {config.task}. Leave --task out, or take another recipe.")
+    return config
 
 
 def require_sources(config: RunConfig, *names: str) -> None:

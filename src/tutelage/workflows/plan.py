@@ -10,7 +10,7 @@ from tutelage.engine.guard import rehearse, require_disk
 from tutelage.engine.objectives import Student
 from tutelage.engine.optim import num_steps_for
 from tutelage.engine.runtime import Runtime
-from tutelage.workflows.assembly import build_task
+from tutelage.tasks.table import build_task
 from tutelage.workflows.prepare import Prepared
 from tutelage.workflows.stages import Stage
 

@@ -1,22 +1,25 @@
-"""The verb `predict`: a model over image files or folders, to boxes in COCO json or YOLO and to pictures."""
+"""The verb `predict`: a model over image files or folders, to boxes or masks in files and to pictures."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from tutelage.config import RunConfig
 from tutelage.data.images import decode
 from tutelage.data.index import Index
-from tutelage.data.sheets import draw_boxes
+from tutelage.data.sheets import draw_boxes, draw_mask
 from tutelage.engine.runtime import Runtime, launch
 from tutelage.files import read_json
-from tutelage.types import Boxes, InputError, Prediction, Skipped
-from tutelage.workflows.assembly import build_task, export_boxes, load_detector, open_all, open_model
+from tutelage.tasks.table import TASKS, build_task
+from tutelage.types import Annotation, Boxes, InputError, Prediction, Skipped
+from tutelage.workflows.assembly import PREDICTIONS, load_trained, open_all, open_model, require_format
 from tutelage.workflows.labeling import Outcome, label_images
 from tutelage.workflows.options import Paths
 from tutelage.workflows.stages import Stage, console
@@ -27,21 +30,22 @@ def predict(
     inputs: Paths,
     *,
     out: str | Path,
-    format: str = "coco",
+    format: str = "",
     score: float = 0.05,
     pictures: bool = False,
     device: str = "",
     overwrite: bool = False,
 ) -> list[Prediction]:
-    """Finds objects in images and writes them to `out`.
+    """Finds objects, or the class of every pixel, in images and writes them to `out`.
 
     Args:
         model: run, stage or model folder.
         inputs: image files or folders.
-        out: folder for the boxes, and for the pictures.
-        format: coco (a file with images, categories and scored boxes) or yolo.
+        out: folder for the boxes or masks, and for the pictures.
+        format: of boxes: coco (a file with images, categories and scored boxes; taken when empty) or yolo; of masks:
+            png (a folder of class-index PNGs; taken when empty) or coco (run-length masks).
         score: least score of a box that is written.
-        pictures: also write each image with its boxes.
+        pictures: also write each image with its boxes or mask.
         device: auto, cpu, cuda or mps.
         overwrite: replace what an earlier call wrote.
 
@@ -51,8 +55,6 @@ def predict(
     Raises:
         InputError: no model, unknown format, or no image that can be read.
     """
-    if format not in ("coco", "yolo"):
-        raise InputError(f"--format: unknown format {format!r}; choose coco or yolo.")
     if Path(out).is_file():
         raise InputError(f"{out}: is a file; a folder is needed. Choose another --out.")
     if not overwrite and Path(out).is_dir() and any(Path(out).iterdir()):
@@ -60,6 +62,9 @@ def predict(
     stage, config = open_model(
         model, "", (f"postprocess.score_floor={score}",), device=device, devices=0, unlabeled=inputs
     )
+    annotation = TASKS[config.task].annotation
+    format = format or next(iter(PREDICTIONS[annotation]))
+    require_format("--format", format, PREDICTIONS, annotation)
     images = open_all(config.sources.unlabeled, config, unlabeled=True)
     assert images is not None, "at least one input is required"
     class_names, outcomes = launch(config.runtime, _predict, config, stage, images)
@@ -70,11 +75,12 @@ def predict(
     if not found:
         raise InputError(f"{', '.join(config.sources.unlabeled)}: no image could be read. Give image files or folders.")
     names = _names(images)
-    records = ((names[one.image_id], one.size, one.boxes or Boxes.empty()) for one in found)
-    written = export_boxes(format, Path(out), records, class_names, with_scores=True)
+    write, name = PREDICTIONS[annotation][format]
+    write(Path(out) / name, ((names[one.image_id], one.size, _content(one)) for one in found), class_names)
     if pictures:
-        _write_pictures(Path(out) / "pictures", images, names, found, class_names, config)
-    console.print(f"{len(found)} images, {len(outcomes) - len(found)} skipped. Boxes: {written}")
+        _write_pictures(Path(out) / "pictures", images, names, found, DRAW[annotation], class_names, config)
+    written = f"{annotation.capitalize()}: {Path(out) / name}"
+    console.print(f"{len(found)} images, {len(outcomes) - len(found)} skipped. {written}")
     return found
 
 
@@ -83,7 +89,7 @@ def _predict(runtime: Runtime, config: RunConfig, stage: Stage, images: Index) -
     class_names = tuple(card["class_names"])
     task = build_task(config, class_names)
     return class_names, list(
-        label_images(config, task, load_detector(stage), images, np.arange(len(images)), None, runtime)
+        label_images(config, task, load_trained(stage, config.task), images, np.arange(len(images)), None, runtime)
     )
 
 
@@ -102,6 +108,7 @@ def _write_pictures(
     images: Index,
     names: list[str],
     found: list[Prediction],
+    draw: Callable[..., Image.Image],
     class_names: tuple[str, ...],
     config: RunConfig,
 ) -> None:
@@ -109,4 +116,13 @@ def _write_pictures(
         path = folder / f"{names[prediction.image_id]}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         picture = Image.fromarray(decode(images.path(prediction.image_id), config.data).pixels)
-        draw_boxes(picture, prediction.boxes or Boxes.empty(), class_names).save(path, quality=90)
+        draw(picture, _content(prediction), class_names).save(path, quality=90)
+
+
+DRAW: dict[Annotation, Callable[..., Image.Image]] = {"boxes": draw_boxes, "masks": draw_mask}
+
+
+def _content(prediction: Prediction) -> Boxes | NDArray[np.uint8]:
+    content = prediction.boxes if prediction.boxes is not None else prediction.mask
+    assert content is not None, "a prediction holds boxes or a mask"
+    return content

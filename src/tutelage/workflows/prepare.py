@@ -14,6 +14,7 @@ from tutelage.data.duplicates import near_duplicate_groups
 from tutelage.data.index import Index
 from tutelage.data.sources import DataSets, open_sources
 from tutelage.data.splits import group_ids, merge_groups
+from tutelage.tasks.table import TASKS
 from tutelage.types import InputError
 
 
@@ -50,7 +51,8 @@ def prepare(config: RunConfig) -> Prepared:
         InputError: from readers and check; or no labeled image is left.
     """
     groups = partial(near_duplicate_groups, data=config.data)
-    sets = open_sources(config.sources, config.data, seed=config.seed, groups=groups)
+    annotation = TASKS[config.task].annotation
+    sets = open_sources(config.sources, config.data, seed=config.seed, groups=groups, annotation=annotation)
     report = check_sets(sets, config.data, seed=config.seed)
     if len(report.leaked_rows):
         keep = np.setdiff1d(np.arange(len(sets.labeled)), report.leaked_rows)

@@ -12,7 +12,7 @@ from rich.table import Table
 from tutelage.config import RunConfig, load_config, option_table, recipe_names
 from tutelage.models.cost import count_multiply_adds, count_parameters
 from tutelage.reporting.page import write_report
-from tutelage.workflows.assembly import build_task
+from tutelage.tasks.table import build_task
 from tutelage.workflows.options import default_recipe
 from tutelage.workflows.stages import console
 

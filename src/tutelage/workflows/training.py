@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
-from tutelage.config import RunConfig, StudentConfig, TrainConfig
+from tutelage.config import METRICS_OF_TASK, RunConfig, StudentConfig, TrainConfig
 from tutelage.data.index import Index
+from tutelage.data.loader import train_batches
 from tutelage.data.pseudo import open_store, require_kept, store_index
 from tutelage.data.sources import DataSets
 from tutelage.engine import loop
@@ -21,11 +23,12 @@ from tutelage.engine.optim import num_steps_for
 from tutelage.engine.runtime import Runtime, launch
 from tutelage.files import read_json, write_json
 from tutelage.models.init import init_digest, initialize, save_model
-from tutelage.models.model import RetinaNet
-from tutelage.tasks.detection import DetectionTask
+from tutelage.models.model import Network
+from tutelage.tasks.table import TASKS, build_task
+from tutelage.tasks.task import Task
 from tutelage.types import InputError
-from tutelage.workflows.assembly import build_task, load_detector, open_given
-from tutelage.workflows.evaluation import evaluate_stage, measure
+from tutelage.workflows.assembly import load_trained, open_given
+from tutelage.workflows.evaluation import evaluate_stage, judge_all
 from tutelage.workflows.options import Paths, require_sources, resolve
 from tutelage.workflows.prepare import Prepared, prepare
 from tutelage.workflows.stages import (
@@ -46,7 +49,7 @@ def train(
     unlabeled: Paths = (),
     test: Paths = (),
     val: Paths = (),
-    task: str = "detection",
+    task: str = "",
     labeled_list: str | Path = "",
     images: str | Path = "",
     recipe: str | Path = "",
@@ -67,7 +70,7 @@ def train(
         unlabeled: with `pseudo`, the pool that the store was made of.
         test: measured on at the end; a part of the labels when not given.
         val: selection split, measured on along the training.
-        task: what a label means.
+        task: detection or segmentation; the recipe's when empty.
         labeled_list: text file of the images that keep their labels.
         images: folder that image paths in annotations are relative to.
         recipe: name or YAML file.
@@ -227,9 +230,9 @@ def _second_key(config: RunConfig, data: DataSets, second_stream: str, pseudo: S
     return {"ratio": config.pseudo.ratio, "hidden": hidden}
 
 
-def _initial_weights(task: DetectionTask, config: RunConfig, student: StudentConfig, init: Stage) -> RetinaNet:
+def _initial_weights(task: Task, config: RunConfig, student: StudentConfig, init: Stage) -> Network:
     if student.init == "teacher":
-        return load_detector(init)
+        return load_trained(init, config.task)
     model = task.build_model()
     initialize(model, config.model.init, backbone_name=config.model.backbone)
     return model
@@ -283,6 +286,7 @@ def _training(
         num_steps=num_steps,
         seed=config.seed + repeat,
         round=round_,
+        open_stream=partial(train_batches, annotation=TASKS[config.task].annotation),
         validate=_validation(config, data.val),
         validate_steps=validation_steps(num_steps, config.eval.points) if data.val is not None else (),
     )
@@ -298,10 +302,9 @@ def _validation(config: RunConfig, val: Index | None) -> Callable[..., dict[str,
         return None
 
     def validate(model: nn.Module, runtime: Runtime) -> dict[str, float]:
-        assert isinstance(model, RetinaNet), type(model)
         task = build_task(config, val.class_names)
-        metrics = measure(model, task, val, config, runtime).metrics
-        return {f"val_{name}": metrics[name] for name in ("ap", "ap50", "ap75") if metrics[name] is not None}
+        metrics = task.metrics(judge_all(model, task, val, config, runtime))
+        return {f"val_{name}": metrics[name] for name in METRICS_OF_TASK[config.task] if metrics[name] is not None}
 
     return validate
 
@@ -309,7 +312,6 @@ def _validation(config: RunConfig, val: Index | None) -> Callable[..., dict[str,
 def _train_and_save(stage: Stage, training: Training, runtime: Runtime, config: RunConfig) -> dict[str, Any]:
     result = loop.train(training, runtime)
     class_names = training.streams["labeled"].class_names
-    assert isinstance(result.model, RetinaNet), type(result.model)
     if runtime.is_main:
         card = {
             "task": config.task,
@@ -320,7 +322,7 @@ def _train_and_save(stage: Stage, training: Training, runtime: Runtime, config: 
             "trained_as": stage.name,
             "hash": stage.hash,
         }
-        save_model(stage.folder / "model", result.model, card)
+        save_model(stage.folder / "model", cast(Network, result.model), card)
     return {
         "kind": "train",
         "seed": training.seed,

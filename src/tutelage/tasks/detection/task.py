@@ -5,24 +5,29 @@ Legend: B images, V views, N boxes with padding, A anchors, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tutelage.config import LabelConfig, ModelConfig, PostprocessConfig
+from tutelage.config import DataConfig, LabelConfig, ModelConfig, PostprocessConfig, RunConfig
+from tutelage.data.index import Index
 from tutelage.models.model import DetectionOutputs, RetinaNet, build_detector
 from tutelage.ops.affine import boxes_to_original
 from tutelage.ops.anchors import anchors_on
 from tutelage.ops.boxes import encode
 from tutelage.tasks.detection.losses import focal_sum, huber_sum
 from tutelage.tasks.detection.matching import match_anchors
+from tutelage.tasks.detection.measuring import DetectionTally, JudgedBoxes, box_tables, judge_boxes
 from tutelage.tasks.detection.postprocess import Detections, candidates, join, suppress
-from tutelage.tasks.detection.views import VIEWS, check_views, outputs_from, view_of
-from tutelage.types import NOT_IGNORED, Batch, Boxes, PaddedBoxes, Prediction
+from tutelage.tasks.detection.views import check_views, outputs_from
+from tutelage.tasks.metrics import detection_metrics
+from tutelage.tasks.task import Columns
+from tutelage.tasks.views import VIEWS, rescaled, view_of
+from tutelage.types import NOT_IGNORED, Annotation, Batch, Boxes, PaddedBoxes, Prediction
 
 ONE_PASS = LabelConfig()
 
@@ -39,9 +44,18 @@ class Targets(NamedTuple):
 class DetectionTask:
     """RetinaNet detection of the named classes."""
 
+    annotation: ClassVar[Annotation] = "boxes"
+    metrics_shown: ClassVar[tuple[str, ...]] = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+    class_metric: ClassVar[str] = "ap"
+
     model: ModelConfig
     postprocess: PostprocessConfig
     class_names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, config: RunConfig, class_names: tuple[str, ...]) -> Self:
+        """The task of a run."""
+        return cls(config.model, config.postprocess, class_names)
 
     def build_model(self) -> RetinaNet:
         """A detector for these classes with random weights, from torch's default generator."""
@@ -68,7 +82,7 @@ class DetectionTask:
         return Targets(matched, (matched >= 0).sum(), anchors)
 
     def loss_sums(self, outputs: DetectionOutputs, batch: Batch, targets: Targets) -> dict[str, Tensor]:
-        """Sums over a batch, to be divided by the positives of all devices + 1.
+        """Sums over a batch.
 
         Returns:
             `class`: the focal loss; `box`: the Huber loss times `box_weight` / 4 (it has four coordinates).
@@ -85,6 +99,10 @@ class DetectionTask:
             "class": focal_sum(outputs.logits, classes, alpha=constants.focal_alpha, gamma=constants.focal_gamma),
             "box": box * (constants.box_weight / 4),
         }
+
+    def normalizer(self, counts: Tensor) -> Tensor:
+        """What the sums are divided by: the positives + 1 (TPU detection code, losses.py)."""
+        return counts + 1
 
     def check_label(self, label: LabelConfig) -> None:
         """Refuses views and scales that this network cannot take, before anything is computed (`InputError`)."""
@@ -108,15 +126,30 @@ class DetectionTask:
         found = [suppress(join(list(parts)), self.postprocess) for parts in zip(*passes, strict=True)]
         return [_prediction(detections, batch, row) for row, detections in enumerate(found)]
 
+    def judge(self, prediction: Prediction, index: Index, data: DataConfig) -> JudgedBoxes:
+        """The boxes found in an image beside those that are there."""
+        return judge_boxes(prediction, index, data)
+
+    def metrics(self, judged: Sequence[JudgedBoxes]) -> dict[str, Any]:
+        """COCO's figures in [0, 1], and `per_class`; None where undefined."""
+        return detection_metrics([one.truth for one in judged], [one.found for one in judged], self.class_names)
+
+    def tally(self, judged: Sequence[JudgedBoxes]) -> DetectionTally:
+        """All predictions matched with the truth, once for all resamples."""
+        return DetectionTally.of(judged, len(self.class_names))
+
+    def tables(self, judged: Sequence[JudgedBoxes]) -> dict[str, Columns]:
+        """`truth` and `predictions`: one row a box."""
+        return box_tables(judged)
+
     def _candidates(
         self, model: RetinaNet, normalized: Tensor, valid: Tensor, label: LabelConfig, scale: float
     ) -> list[Detections]:
         """Candidates of each image at one scale, in pixels of the canvas."""
         canvas = normalized.shape[-2:]
-        scaled = self._scaled_canvas(tuple(canvas), scale)
-        if scaled != tuple(canvas):
-            normalized = F.interpolate(normalized, size=scaled, mode="bilinear", antialias=True, align_corners=False)
+        normalized = rescaled(normalized, scale, 2**self.model.max_level)
         outputs = self._averaged(model, normalized, label)
+        scaled = (normalized.shape[-2], normalized.shape[-1])
         factor = valid.new_tensor([scaled[0] / canvas[0], scaled[1] / canvas[1]], dtype=torch.float32)
         anchors = self.anchors(scaled, normalized.device)
         found = [
@@ -138,14 +171,6 @@ class DetectionTask:
             back = outputs_from(seen, VIEWS[name], canvas, self._levels, self.model.anchors)
             logits, deltas = logits + back.logits, deltas + back.deltas
         return DetectionOutputs(logits / len(label.views), deltas / len(label.views))  # type: ignore[arg-type]
-
-    def _scaled_canvas(self, canvas: tuple[int, ...], scale: float) -> tuple[int, int]:
-        """The canvas times `scale`, rounded to the coarsest stride; as it is at scale 1."""
-        if scale == 1:
-            return (canvas[0], canvas[1])
-        stride = 2**self.model.max_level
-        height, width = (max(1, round(side * scale / stride)) * stride for side in canvas)
-        return (height, width)
 
     @property
     def _levels(self) -> tuple[int, ...]:
