@@ -3,6 +3,9 @@
 Readers fill it, everything else reads it. An `Index` is a view: two Arrow files, a selection of image rows and a
 mapping of class labels. It pickles as their paths, so that loader workers share the pages of the files.
 
+Masks stand in it as paths. Its boxes are then *regions*, one for each class that occurs in an image: the hull of the
+pixels, their number as `area`; so that all that counts, splits and joins by class works for masks as it does for boxes.
+
 Legend: n images, m boxes. Sizes are (height, width), coordinates xyxy in pixels; a row's boxes stand in fractions of
 the image where its size was not known when it was read (YOLO and OpenImages without images).
 """
@@ -23,6 +26,7 @@ import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
 from tutelage.data.images import probe
+from tutelage.data.masks import MaskCoding, MaskFile
 from tutelage.data.storage import (
     box_table,
     cache_folder,
@@ -35,7 +39,7 @@ from tutelage.data.storage import (
     written_aside,
 )
 from tutelage.files import read_json, write_json
-from tutelage.types import Boxes
+from tutelage.types import Annotation, Boxes
 
 __all__ = ["BoxColumns", "Index", "cache_folder", "cache_key", "header_size", "join"]
 
@@ -97,6 +101,10 @@ class Index:
         relative: ArrayLike | None = None,
         image_class: ArrayLike | None = None,
         root_of: ArrayLike | None = None,
+        masks: Sequence[str] | pa.Array | None = None,
+        coding_of: ArrayLike | None = None,
+        codings: Sequence[MaskCoding] = (),
+        digests: ArrayLike | None = None,
         description: str = "",
         counts: Mapping[str, int] | None = None,
         declared: bool = True,
@@ -120,6 +128,10 @@ class Index:
             relative: (n,) unit of the image's boxes: PIXELS, FRACTIONS_SHOWN or FRACTIONS_STORED.
             image_class: (n,) class of the whole image, -1 for none.
             root_of: (n,) which of `roots`.
+            masks: (n,) paths of masks below the root of their coding, "" for none; None for a set without masks.
+            coding_of: (n,) which of `codings`, -1 for none; the first when None.
+            codings: what the values of masks mean, in places of `class_names`.
+            digests: (n,) hashes of the masks' content.
             description: what was read, in words.
             counts: what was mended or dropped.
             declared: whether the source lists its classes, or they were collected from its boxes.
@@ -127,7 +139,17 @@ class Index:
             shown: whether the boxes are known to refer to pictures as shown (predictions), whatever their EXIF says.
             folder: where to keep it, taken as it is if it is there; when None a cache folder named by the content.
         """
-        images = image_table(paths, sizes, offsets, root=root_of, relative=relative, image_class=image_class)
+        images = image_table(
+            paths,
+            sizes,
+            offsets,
+            root=root_of,
+            relative=relative,
+            image_class=image_class,
+            masks=masks,
+            coding_of=coding_of,
+            digests=digests,
+        )
         boxes = box_table(xyxy, labels, area, ignore, scores)
         meta = {
             "class_names": list(class_names),
@@ -137,6 +159,7 @@ class Index:
             "declared": declared,
             "annotated": annotated,
             "shown": shown,
+            "codings": [coding.as_dict() for coding in codings],
         }
         folder = folder or cache_folder() / content_key(meta, images, boxes)
         if not cls.cached(folder):
@@ -161,6 +184,10 @@ class Index:
         return meta
 
     @cached_property
+    def _codings(self) -> tuple[MaskCoding, ...]:
+        return tuple(MaskCoding.from_dict(raw) for raw in self._meta["codings"])
+
+    @cached_property
     def _images(self) -> dict[str, Any]:
         return map_images(self.folder)
 
@@ -177,9 +204,11 @@ class Index:
     def description(self) -> str:
         """What it is, in one line: "COCO json train.json: 205 images, 2 300 boxes, 3 classes; images in ../images"."""
         what, _, where = self._meta["description"].partition("; ")
-        amounts = [f"{len(self):_} images".replace("_", " ")]
+        amounts = [f"{len(self):_} images{' with masks' * self.has_masks}".replace("_", " ")]
+        if self.annotated and not self.has_masks:
+            amounts.append(f"{self.num_boxes:_} boxes".replace("_", " "))
         if self.annotated:
-            amounts += [f"{self.num_boxes:_} boxes".replace("_", " "), f"{len(self.class_names)} classes"]
+            amounts.append(f"{len(self.class_names)} classes")
         return f"{what}: {', '.join(amounts)}{'; ' if where else ''}{where}"
 
     @property
@@ -201,6 +230,16 @@ class Index:
     def shown(self) -> bool:
         """Whether the boxes are known to refer to pictures as shown, whatever their EXIF orientation."""
         return bool(self._meta["shown"])
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether its images have masks (single ones may lack theirs)."""
+        return bool(self._meta["codings"])
+
+    @property
+    def annotation(self) -> Annotation:
+        """What the images are annotated with."""
+        return "masks" if self.has_masks else "boxes"
 
     @cached_property
     def roots(self) -> tuple[Path, ...]:
@@ -270,6 +309,17 @@ class Index:
         """(n,) classes of the whole images, -1 for none."""
         classes: NDArray[np.int32] = self._images["image_class"][self.rows]
         return classes
+
+    def mask_file(self, row: int) -> MaskFile | None:
+        """The mask of an image, for `read_mask`."""
+        if not self.has_masks:
+            return None
+        stored = self._stored(row)
+        coding = int(self._images["coding"][stored])
+        if coding < 0:
+            return None
+        shown = None if self._classes is None else self._classes[1]
+        return MaskFile(str(self._images["mask"][stored].as_py()), self._codings[coding], shown)
 
     def boxes(self, row: int) -> Boxes:
         """Boxes of an image in pixels; the image's header is read where the source gives fractions and no size.
@@ -359,6 +409,46 @@ class Index:
             folder=folder,
         )
 
+    def with_masks(
+        self,
+        masks: Sequence[str] | pa.Array,
+        coding_of: ArrayLike | None,
+        codings: Sequence[MaskCoding],
+        *,
+        class_names: Sequence[str],
+        offsets: ArrayLike | None = None,
+        xyxy: ArrayLike = (),
+        labels: ArrayLike = (),
+        area: ArrayLike | None = None,
+        sizes: ArrayLike | None = None,
+        digests: ArrayLike | None = None,
+        description: str = "",
+        folder: Path | None = None,
+    ) -> Self:
+        """The same images with other masks (pseudo-masks, corrections); arguments as in `build`, regions optional."""
+        return self.build(
+            roots=self.roots,
+            paths=self.relative_paths(),
+            root_of=self._images["root"][self.rows],
+            class_names=class_names,
+            sizes=self.sizes() if sizes is None else sizes,
+            offsets=offsets,
+            xyxy=xyxy,
+            labels=labels,
+            area=area,
+            masks=masks,
+            coding_of=coding_of,
+            codings=codings,
+            digests=digests,
+            description=description,
+            shown=True,
+            folder=folder,
+        )
+
+    def _mask_columns(self) -> tuple[list[str], NDArray[np.int32], NDArray[np.uint64]]:
+        paths = self._images["mask"].take(pa.array(self.rows)).to_pylist()
+        return paths, self._images["coding"][self.rows], self._images["digest"][self.rows]
+
     def _select(self, rows: NDArray[Any] | None) -> IntArray:
         return self.rows if rows is None else self.rows[rows]
 
@@ -368,13 +458,14 @@ class Index:
 
     def _hash(self) -> str:
         """Content hash in chunks; one hash a column, so that it does not depend on the size of the chunks."""
-        parts = [hashlib.sha256() for _ in range(9)]
+        per_image = ("height", "width", "image_class", *(("digest",) if self.has_masks else ()))
+        parts = [hashlib.sha256() for _ in range(6 + len(per_image))]
         for chunk in self._chunks():
             stored, boxes = self._select(chunk), self.box_columns(chunk)
             paths = "\n".join([*self.relative_paths(chunk).to_pylist(), ""])
             columns = (
                 np.frombuffer(paths.encode("utf-8", "surrogateescape"), np.uint8),
-                *(self._images[name][stored] for name in ("height", "width", "image_class")),
+                *(self._images[name][stored] for name in per_image),
                 np.bincount(boxes.images - chunk[0], minlength=len(chunk)),
                 *(boxes.xyxy, boxes.labels, boxes.area, np.stack([boxes.ignore, boxes.scores], axis=1)),
             )
@@ -399,6 +490,7 @@ def join(indexes: Sequence[Index]) -> Index:
     roots = list(dict.fromkeys(root for view in views for root in view.roots))
     root_places = [np.array([roots.index(root) for root in view.roots]) for view in views]
     stored = {name: np.concatenate([view._images[name][view.rows] for view in views]) for name in PER_IMAGE}
+    masks: dict[str, Any] = _joined_masks(views) if any(view.has_masks for view in views) else {}
     return Index.build(
         roots=roots,
         paths=pa.concat_arrays([view.relative_paths() for view in views]),
@@ -413,11 +505,33 @@ def join(indexes: Sequence[Index]) -> Index:
         scores=np.concatenate([part.scores for part in columns]),
         relative=stored["relative"],
         image_class=stored["image_class"],
+        **masks,
         description=" + ".join(dict.fromkeys(view._meta["description"].replace("; ", ", ") for view in views)),
         counts=sum((Counter(view.counts) for view in views), Counter[str]()),
         declared=all(view.declared for view in views),
         annotated=all(view.annotated for view in views),
     )
+
+
+def _joined_masks(views: Sequence[Index]) -> dict[str, Any]:
+    """Mask columns of several views, codings of each with the labels that it shows."""
+    codings: list[MaskCoding] = []
+    masks, coding_of, digests = [], [], []
+    for view in views:
+        empty = ([""] * len(view), np.full(len(view), -1), np.zeros(len(view), np.uint64))
+        paths, numbers, hashes = view._mask_columns() if view.has_masks else empty
+        own = [coding if view._classes is None else coding.relabeled(view._classes[1]) for coding in view._codings]
+        codings += [coding for coding in own if coding not in codings]
+        places = np.array([*(codings.index(coding) for coding in own), -1])
+        masks += list(paths)
+        coding_of.append(places[numbers])
+        digests.append(hashes)
+    return {
+        "masks": masks,
+        "coding_of": np.concatenate(coding_of),
+        "codings": codings,
+        "digests": np.concatenate(digests),
+    }
 
 
 PER_IMAGE = ("height", "width", "relative", "image_class")

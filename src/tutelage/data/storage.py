@@ -21,7 +21,7 @@ from tutelage import __version__
 from tutelage.files import atomic
 from tutelage.types import InputError
 
-LAYOUT = 3
+LAYOUT = 4
 """Changes whenever columns or readers change what they write, so that caches of older code are not used."""
 
 
@@ -69,7 +69,10 @@ def written_aside(folder: Path) -> Iterator[Path]:
 def image_table(
     paths: Any, sizes: ArrayLike | None, offsets: ArrayLike | None, **columns: ArrayLike | None
 ) -> pa.RecordBatch:
-    """One row an image: path, size, where its boxes begin and end, and `root`, `relative`, `image_class`."""
+    """One row an image: path, size, where its boxes begin and end, and `root`, `relative`, `image_class`.
+
+    With masks (`masks` not None) also `mask`, `coding` and `digest`.
+    """
     count = len(paths)
     extent = (np.zeros((count, 2), np.int32) if sizes is None else np.ascontiguousarray(sizes, np.int32)).reshape(-1, 2)
     ends = np.zeros(count + 1, np.int64) if offsets is None else np.ascontiguousarray(offsets, np.int64)
@@ -83,8 +86,19 @@ def image_table(
             "image_class": _column(columns["image_class"], count, np.int32, -1),
             "start": ends[:-1],
             "end": ends[1:],
+            **({} if columns["masks"] is None else _mask_columns(count, **columns)),
         }
     )
+
+
+def _mask_columns(count: int, **columns: Any) -> dict[str, pa.Array]:
+    masks = columns["masks"]
+    coding = np.array([0 if mask else -1 for mask in masks]) if columns["coding_of"] is None else columns["coding_of"]
+    return {
+        "mask": masks if isinstance(masks, pa.Array) else pa.array(masks, pa.large_string()),
+        "coding": _column(coding, count, np.int32, -1),
+        "digest": _column(columns["digests"], count, np.uint64, 0),
+    }
 
 
 def box_table(
@@ -124,9 +138,10 @@ def content_key(meta: dict[str, Any], *tables: pa.RecordBatch) -> str:
 
 
 def map_images(folder: Path) -> dict[str, Any]:
-    """Columns of images.arrow, memory-mapped: `path` as an Arrow array, the others as numpy."""
+    """Columns of images.arrow, memory-mapped: `path` and `mask` as Arrow arrays, the others as numpy."""
     batch = _mapped(folder / "images.arrow")
-    return {"path": batch.column("path"), **{name: _numpy(batch, name) for name in batch.schema.names[1:]}}
+    strings = ("path", "mask")
+    return {name: batch.column(name) if name in strings else _numpy(batch, name) for name in batch.schema.names}
 
 
 def map_boxes(folder: Path) -> dict[str, NDArray[Any]]:
