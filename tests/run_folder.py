@@ -208,7 +208,7 @@ def run_record(
     rounds: int,
     repeats: int,
 ) -> dict[str, Any]:
-    covers = stats.covers(num_test, num_test, repeats)
+    covers = stats.covers(num_test, num_test, "bootstrap", repeats)
     low = 0.004 if shown else -0.009
     gain = stats.Interval(0.016, low, 0.029, 1000, covers)
     intervals = {
@@ -226,9 +226,9 @@ def run_record(
     points = [0.05, 0.24, 0.29, 0.31, 0.327]
     steps = [120, 240, 360, 480, 600]
     labeled = {
-        "description": "COCO json train.json: 20 images, 92 boxes",
+        "description": "COCO json train.json: 20 images, 91 boxes",
         "images": 20,
-        "boxes": 92,
+        "annotation": "boxes",
         "counts": {"boxes clipped": 3},
     }
     balance = {name: int(92 * share) for name, share in zip(names, _shares(len(names)), strict=True)}
@@ -246,25 +246,30 @@ def run_record(
         "repeats": repeats,
         "stages": dict(stages),
         "differences": differences,
-        "verdict": stats.verdict(gain, metric="ap", num_seeds=repeats),
+        "verdict": stats.verdict(gain, metric="AP", num_seeds=repeats),
         "recommended": recommended.model,
         "recommended_reason": recommended.reason,
         "decided_on": "test images",
         "data": {
-            "labeled": {**labeled, "fingerprint": "1a" * 16, "boxes_per_class": balance},
+            "labeled": {**labeled, "fingerprint": "1a" * 16, "amounts_per_class": balance},
             "pool": {
                 "description": "folder of images",
                 "images": num_pool,
-                "boxes": None,
                 "fingerprint": "2b" * 16,
                 "roots": [root],
             },
-            "test": {"description": "COCO json test.json", "images": num_test, "boxes": 110, "fingerprint": "3c" * 16},
+            "test": {
+                "description": "COCO json test.json",
+                "images": num_test,
+                "annotation": "boxes",
+                "fingerprint": "3c" * 16,
+                "amounts_per_class": {name: 28 for name in names},
+            },
         },
         "notes": ["formats were detected: COCO json, plain folder"],
         "check": {
             "lines": [
-                "labeled: COCO json train.json: 20 images, 92 boxes, 4 classes",
+                "labeled: COCO json train.json: 20 images, 91 boxes, 4 classes",
                 "labeled: 256 x 192; 2 to 7 boxes an image, median 5; 61% small, 39% medium, 0% large",
                 "pool: folder of images: 60 images",
                 "labeled: 2 images are near-copies of others",

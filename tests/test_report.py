@@ -17,13 +17,15 @@ from PIL import Image
 from tests.run_folder import CLASS_NAMES, write_run_folder
 from tutelage.config import PseudoConfig
 from tutelage.data.pseudo import open_store
-from tutelage.reporting.compare import CORRECT, EXCUSED, WRONG, best_threshold, choose_images, match_image
-from tutelage.reporting.curves import RECALL_POINTS, recall_curve
+from tutelage.reporting.boxes.compare import CORRECT, EXCUSED, WRONG, best_threshold, match_image
+from tutelage.reporting.boxes.pseudo import view_store
+from tutelage.reporting.boxes.read import SCORE_BINS, boxes_by_image, summarize_store
+from tutelage.reporting.boxes.recall import RECALL_POINTS, recall_curve
 from tutelage.reporting.figures import Curve, Whisker, line_figure, thinned, whisker_figure
 from tutelage.reporting.page import duration, points, signed_points, typeset, write_report
-from tutelage.reporting.pictures import Album
+from tutelage.reporting.pictures import Album, choose_images
 from tutelage.reporting.pseudo import class_balance, pseudo_labels
-from tutelage.reporting.read import SCORE_BINS, read_evaluation, read_run, summarize_store, training_log
+from tutelage.reporting.read import read_evaluation, read_run, training_log
 from tutelage.tasks.metrics import detection_metrics, match_detections
 from tutelage.types import IGNORE_BOX, IGNORE_REGION, Boxes, InputError
 
@@ -213,10 +215,10 @@ def test_pseudo_labels_are_counted_under_the_threshold_of_the_run(run: Path) -> 
     change_record(run / "run.json", pseudo={"threshold": 0.8, "counts": counts})
     page = page_of(run)
     assert f"{counts['boxes_kept']} at or above the threshold; {counts['empty']} pool images without" in page.text
-    shown = pseudo_labels(read_run(run), CLASS_NAMES, Album([]))
-    assert shown is not None and shown.threshold == 0.8
+    shown = pseudo_labels(read_run(run), view_store, CLASS_NAMES, Album([]))
+    assert shown is not None and shown.threshold == 0.8 and shown.view is not None
     assert sum(row.pseudo for row in shown.balance) == counts["boxes_kept"]
-    assert min(crop.score for crop in shown.least_sure) >= 0.8
+    assert min(crop.score for crop in shown.view.least_sure) >= 0.8
 
 
 def test_writing_again_gives_the_same_page(run: Path) -> None:
@@ -228,7 +230,7 @@ def test_writing_again_gives_the_same_page(run: Path) -> None:
 
 def test_tables_come_back_as_they_were(finished: Path) -> None:
     run = read_run(finished)
-    evaluation = read_evaluation(run.stages["evaluate-student-1"])
+    evaluation = read_evaluation(run.stages["evaluate-student-1"], boxes_by_image)
     assert evaluation is not None
     assert len(evaluation.truth) == len(evaluation.paths) == 24
     assert evaluation.names()[3] == "scene-0003.jpg"
@@ -293,7 +295,7 @@ def test_ignored_boxes_excuse_and_are_never_found() -> None:
 
 
 def test_the_threshold_is_that_of_the_highest_f1(finished: Path) -> None:
-    evaluation = read_evaluation(read_run(finished).stages["evaluate-teacher"])
+    evaluation = read_evaluation(read_run(finished).stages["evaluate-teacher"], boxes_by_image)
     assert evaluation is not None
 
     def f1(threshold: float) -> float:
@@ -332,7 +334,7 @@ def test_gains_and_losses_are_shown_alike() -> None:
 
 
 def test_recall_curves_average_to_ap50(finished: Path) -> None:
-    evaluation = read_evaluation(read_run(finished).stages["evaluate-student-1"])
+    evaluation = read_evaluation(read_run(finished).stages["evaluate-student-1"], boxes_by_image)
     assert evaluation is not None
     matches = match_detections(evaluation.truth, evaluation.predictions, 4)
     curves = [recall_curve(matches, label, 0.5) for label in range(4)]

@@ -1,36 +1,23 @@
-"""Curves of the page: trainings by step, and precision by recall of the measured models."""
+"""Curves of the trainings by step."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
-import numpy as np
 from markupsafe import Markup
-from numpy.typing import NDArray
 
 from tutelage.reporting.figures import Curve, line_figure
-from tutelage.reporting.models import ROLES, Model, role_of
+from tutelage.reporting.models import ROLES, role_of
 from tutelage.reporting.read import Run, Stage, training_log
-from tutelage.tasks.metrics import Matches, precision_recall
 
-MOST_CLASS_CURVES = 12
-LOGGED = (
-    ("loss", "Training loss", 1),
-    ("lr", "Learning rate", 1),
-    ("val_ap", "AP on the selection split", 100),
-)
-"""What is drawn of a log: key, caption, factor."""
-
-RECALL_POINTS = np.linspace(0, 1, 101)  # COCO's
+LOGGED = (("loss", "Training loss", 1), ("lr", "Learning rate", 1))
+"""What is drawn of every log: key, caption, factor."""
 
 
-def training_figures(run: Run) -> list[tuple[str, Markup]]:
-    """Loss, learning rate and, where it was measured, the selection metric, by step; each with its caption."""
+def training_figures(run: Run, metric: str, title: str) -> list[tuple[str, Markup]]:
+    """Loss, learning rate and, where it was measured, a metric by its title, by step; each with its caption."""
     stages = [stage for stage in run.stages.values() if stage.record.get("kind") == "train" and role_of(stage.name)]
     logs = [(stage, training_log(stage.folder)) for stage in stages]
     figures = []
-    for key, caption, unit in LOGGED:
+    for key, caption, unit in (*LOGGED, (f"val_{metric}", f"{title} on the selection split", 100)):
         curves = [
             Curve(role_of(stage.name), log[key] * (1, unit), _is_faint(run, stage)) for stage, log in logs if key in log
         ]
@@ -44,60 +31,3 @@ def _is_faint(run: Run, stage: Stage) -> bool:
     """Whether a training is an earlier round or a repeat."""
     last = str(run.record.get("rounds", 1))
     return stage.name != "teacher" and stage.name not in {f"{role}-{last}" for role in ROLES}
-
-
-@dataclass(frozen=True, slots=True)
-class RecallFigures:
-    """Precision by recall, each figure with its caption."""
-
-    means: list[tuple[str, Markup]]  # over the classes
-    classes: list[tuple[str, Markup]]  # at IoU 0.5
-    left_out: int  # classes that are not drawn
-
-
-def recall_figures(models: list[Model], class_names: tuple[str, ...]) -> RecallFigures | None:
-    """Precision by recall: means over the classes at two overlaps, and every class at IoU 0.5."""
-    matched = [
-        (model.role, Matches.load(model.stage.folder / "matches.npz"))
-        for model in models
-        if model.stage and (model.stage.folder / "matches.npz").is_file()
-    ]
-    at = {iou: [_class_curves(role, matches, class_names, iou) for role, matches in matched] for iou in (0.5, 0.75)}
-    defined = [name for name in class_names if any(name in curves for curves in at[0.5])]
-    if not defined:
-        return None
-    return RecallFigures(
-        [
-            (f"Mean over classes, IoU {iou}", _recall_figure([_mean(curves) for curves in at[iou] if curves]))
-            for iou in at
-        ],
-        [
-            (name, _recall_figure([curves[name] for curves in at[0.5] if name in curves]))
-            for name in defined[:MOST_CLASS_CURVES]
-        ],
-        max(len(defined) - MOST_CLASS_CURVES, 0),
-    )
-
-
-def _class_curves(role: str, matches: Matches, class_names: tuple[str, ...], iou: float) -> dict[str, Curve]:
-    """The curves of one model, by the classes that have test boxes."""
-    curves = {name: recall_curve(matches, label, iou) for label, name in enumerate(class_names)}
-    return {name: Curve(role, curve) for name, curve in curves.items() if curve is not None}
-
-
-def _mean(curves: Mapping[str, Curve]) -> Curve:
-    role = next(iter(curves.values())).role
-    return Curve(role, np.mean([curve.points for curve in curves.values()], axis=0))
-
-
-def recall_curve(matches: Matches, label: int, iou: float) -> NDArray[np.float64] | None:
-    """(101, 2) recall and interpolated precision of a class, as COCO averages them; None without test boxes of it."""
-    if not len(matches.truth_images(label)):
-        return None
-    recall, precision = precision_recall(matches, label, iou)
-    envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
-    return np.stack([RECALL_POINTS, envelope[np.searchsorted(recall, RECALL_POINTS, side="left")]], axis=1)
-
-
-def _recall_figure(curves: list[Curve]) -> Markup:
-    return Markup(line_figure(curves, title="Precision by recall", xlabel="recall", ylabel="precision", square=True))

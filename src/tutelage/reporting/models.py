@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,15 +17,7 @@ MEANINGS = {
     "student": "started from the teacher, trained on labels and pseudo-labels together",
     "hidden": "the student's run with the pool's human labels: an upper reference",
 }
-METRICS = {
-    "ap": "AP",
-    "ap50": "AP50",
-    "ap75": "AP75",
-    "ap_small": "AP small",
-    "ap_medium": "AP medium",
-    "ap_large": "AP large",
-}
-NO_DIFFERENCE = {"metric": "ap", "mean": None, "low": None, "high": None, "covers": ""}
+NO_DIFFERENCE = {"metric": "", "mean": None, "low": None, "high": None, "covers": ""}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +81,7 @@ def role_of(stage_name: str) -> str:
     return next((role for role in ROLES if name.startswith(role)), "teacher" if name.startswith("pseudo") else "")
 
 
-def metric_table(run: Run, models: list[Model]) -> list[dict[str, Any]]:
+def metric_table(run: Run, models: list[Model], metrics: Mapping[str, str]) -> list[dict[str, Any]]:
     """Rows of the main table: metric, one figure a model, the student's difference to the control where measured."""
     difference = run.record.get("differences", {}).get("student_minus_control") or {}
     return [
@@ -98,24 +90,49 @@ def metric_table(run: Run, models: list[Model]) -> list[dict[str, Any]]:
             "figures": [model.figure(metric) for model in models],
             "difference": difference if difference.get("metric") == metric else None,
         }
-        for metric, title in METRICS.items()
+        for metric, title in metrics.items()
     ]
 
 
-def class_table(run: Run, models: list[Model], class_names: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Rows by class: name, test boxes, one AP a model, the student's difference to the control where measured."""
+def class_tables(
+    run: Run,
+    models: list[Model],
+    class_names: tuple[str, ...],
+    metrics: Mapping[str, str],
+    counts: Mapping[str, str],
+) -> list[dict[str, Any]]:
+    """A table a class metric, the first with the student's differences to the control where measured.
+
+    Args:
+        run: the run.
+        models: its measured models.
+        class_names: of the run.
+        metrics: titles of the class metrics, by name.
+        counts: titles of what is counted of a class in the test images, by name.
+    """
     per_class = run.record.get("differences", {}).get("per_class") or {}
     differences = per_class.get("student_minus_control", per_class)
-    counts = [model.metrics.get("per_class", {}) for model in models]
     return [
         {
-            "title": name,
-            "boxes": next((count[name].get("boxes") for count in counts if name in count), None),
-            "figures": [model.class_figure(name, "ap") for model in models],
-            "difference": differences.get(name),
+            "title": title,
+            "counts": list(counts.values()),
+            "rows": [_class_row(name, models, metric, counts, {} if place else differences) for name in class_names],
         }
-        for name in class_names
+        for place, (metric, title) in enumerate(metrics.items())
+        if class_names
     ]
+
+
+def _class_row(
+    name: str, models: list[Model], metric: str, counts: Mapping[str, str], differences: Mapping[str, Any]
+) -> dict[str, Any]:
+    known = [model.metrics["per_class"][name] for model in models if name in model.metrics.get("per_class", {})]
+    return {
+        "title": name,
+        "counts": [next((one.get(count) for one in known), None) for count in counts],
+        "figures": [model.class_figure(name, metric) for model in models],
+        "difference": differences.get(name),
+    }
 
 
 def differences(run: Run) -> list[dict[str, Any]]:
@@ -146,7 +163,7 @@ def is_shown(entry: Mapping[str, Any]) -> bool:
     return low is not None and high is not None and (low > 0 or high < 0)
 
 
-def every_measurement(run: Run) -> Iterator[dict[str, Any]]:
+def every_measurement(run: Run, shown: Sequence[str]) -> Iterator[dict[str, Any]]:
     """One row for each evaluation on the test images, for runs of several rounds or repeats."""
     for name, stage in run.stages.items():
         if is_evaluation(stage) and not name.startswith("evaluate-val-"):
@@ -154,4 +171,4 @@ def every_measurement(run: Run) -> Iterator[dict[str, Any]]:
             intervals = stage.record.get("intervals") or {}
             model = Model(role_of(name) or "teacher", metrics, intervals, stage)
             title = name.removeprefix("evaluate-")
-            yield {"title": title, "role": role_of(name), "figures": [model.figure(metric) for metric in METRICS]}
+            yield {"title": title, "role": role_of(name), "figures": [model.figure(metric) for metric in shown]}

@@ -17,15 +17,17 @@ from markupsafe import Markup
 
 from tutelage.files import write_text
 from tutelage.reporting import models as arms
-from tutelage.reporting.curves import recall_figures, training_figures
+from tutelage.reporting.curves import training_figures
 from tutelage.reporting.figures import whisker_figure
+from tutelage.reporting.kinds import KINDS, Kind
 from tutelage.reporting.models import Model
 from tutelage.reporting.pictures import Album
 from tutelage.reporting.pseudo import pseudo_labels
 from tutelage.reporting.read import Run, read_evaluation, read_run
-from tutelage.reporting.scenes import Comparison, compare_models
 
 NOT_AVAILABLE = "n/a"
+SHORT_METRICS = 3
+"""Figures a model in the table of every round and repeat."""
 
 
 def write_report(run_folder: Path) -> Path:
@@ -35,28 +37,24 @@ def write_report(run_folder: Path) -> Path:
         InputError: the folder holds no finished run.
     """
     run = read_run(Path(run_folder))
+    kind = KINDS[run.record.get("task") or "detection"]
     class_names = tuple(run.record.get("class_names", ()))
     models = arms.models_of(run)
-    config: Mapping[str, Any] = yaml.safe_load(run.config) or {}
     album = Album(image_roots(run))
-    differences = arms.differences(run)
+    config: Mapping[str, Any] = yaml.safe_load(run.config) or {}
     sections: dict[str, Any] = {
         "record": run.record,
+        "kind": kind,
         "config": run.config,
         "confidence": (config.get("eval") or {}).get("confidence", 0.95),
         "folder": run.folder.resolve().name,
-        "models": models,
-        "differences": differences,
-        "difference_figure": _difference_figure(differences),
-        "metric_table": arms.metric_table(run, models),
-        "class_table": arms.class_table(run, models, class_names),
-        "measurements": _measurements(run),
+        **_figures(run, kind, models, class_names),
         "sets": _sets(run.record.get("data", {})),
         "check": _by_topic((run.record.get("check") or {}).get("lines") or ()),
-        "trainings": training_figures(run),
-        "recall": recall_figures(models, class_names),
-        "pseudo": pseudo_labels(run, class_names, album),
-        "comparison": _comparison(models, class_names, album, int(run.record.get("seed") or 0)),
+        "trainings": training_figures(run, *kind.headline),
+        "recall": kind.recall(models, class_names) if kind.recall else None,
+        "pseudo": pseudo_labels(run, kind.view_store, class_names, album),
+        "comparison": _comparison(models, kind, class_names, album, int(run.record.get("seed") or 0)),
         "costs": _costs(run.record.get("seconds") or {}),
         "stages": list(run.stages.values()),
         "facts": _facts(run.record),
@@ -64,6 +62,20 @@ def write_report(run_folder: Path) -> Path:
     target = run.folder / "report.html"
     write_text(target, _environment().get_template("report.html").render(**sections, missing=album.missing))
     return target
+
+
+def _figures(run: Run, kind: Kind, models: list[Model], class_names: tuple[str, ...]) -> dict[str, Any]:
+    """What was measured: the models, their tables and their differences."""
+    differences = arms.differences(run)
+    return {
+        "models": models,
+        "differences": differences,
+        "difference_figure": _difference_figure(differences, kind),
+        "metric_table": arms.metric_table(run, models, kind.metrics),
+        "class_tables": arms.class_tables(run, models, class_names, kind.class_metrics, kind.class_counts),
+        "short_metrics": dict(list(kind.metrics.items())[:SHORT_METRICS]),
+        "measurements": _measurements(run, list(kind.metrics)[:SHORT_METRICS]),
+    }
 
 
 def image_roots(run: Run) -> list[Path]:
@@ -127,22 +139,32 @@ def _environment() -> Environment:
     return environment
 
 
-def _difference_figure(differences: list[dict[str, Any]]) -> Markup | None:
+def _difference_figure(differences: list[dict[str, Any]], kind: Kind) -> Markup | None:
     whiskers = arms.whiskers(differences)
     if not whiskers:
         return None
-    metric = arms.METRICS.get(str(differences[0].get("metric")), "AP")
-    return Markup(whisker_figure(whiskers, title="Differences between the models", xlabel=f"{metric} points"))
+    title = kind.metrics.get(str(differences[0]["metric"]), kind.headline[1])
+    return Markup(whisker_figure(whiskers, title="Differences between the models", xlabel=f"{title} points"))
 
 
-def _measurements(run: Run) -> list[dict[str, Any]]:
+def _measurements(run: Run, metrics: Sequence[str]) -> list[dict[str, Any]]:
     several = run.record.get("rounds", 1) > 1 or run.record.get("repeats", 1) > 1
-    return list(arms.every_measurement(run)) if several else []
+    return list(arms.every_measurement(run, metrics)) if several else []
 
 
 def _sets(data: Mapping[str, Any]) -> list[dict[str, Any]]:
     titles = {"labeled": "Labeled", "pool": "Unlabeled pool", "val": "Selection split", "test": "Test"}
-    return [{"title": title, **data[name]} for name, title in titles.items() if data.get(name)]
+    return [
+        {"title": title, **data[name], "amount": _amount(data[name])}
+        for name, title in titles.items()
+        if data.get(name)
+    ]
+
+
+def _amount(used: Mapping[str, Any]) -> int | None:
+    """Boxes or labeled pixels of a set."""
+    per_class = used.get("amounts_per_class")
+    return None if per_class is None else sum(per_class.values())
 
 
 def _by_topic(lines: Sequence[str]) -> list[tuple[str, list[str]]]:
@@ -155,14 +177,14 @@ def _by_topic(lines: Sequence[str]) -> list[tuple[str, list[str]]]:
     return list(topics.items())
 
 
-def _comparison(models: list[Model], class_names: tuple[str, ...], album: Album, seed: int) -> Comparison | None:
+def _comparison(models: list[Model], kind: Kind, class_names: tuple[str, ...], album: Album, seed: int) -> Any:
     stages = {model.role: model.stage for model in models if model.stage}
     if not {"teacher", "student"} <= set(stages):
         return None
-    teacher, student = read_evaluation(stages["teacher"]), read_evaluation(stages["student"])
+    teacher, student = (read_evaluation(stages[role], kind.labels_of) for role in ("teacher", "student"))
     if teacher is None or student is None:
         return None
-    return compare_models(teacher, student, class_names, album, seed)
+    return kind.compare(teacher, student, class_names, album, seed)
 
 
 def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Thumbnails as JPEG data URIs, and the boxes to be drawn over them; missing images are counted, not fatal."""
+"""Thumbnails as JPEG data URIs, and which images are shown; missing images are counted, not fatal."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,9 @@ from tutelage.types import InputError
 
 QUALITY = 78
 """JPEG quality of the thumbnails."""
+
+NUM_SCENES = 8
+"""Test images that are shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,3 +99,15 @@ def _picture(decoded: Decoded | None, window: tuple[float, float, float, float],
     image.save(buffer, "JPEG", quality=QUALITY, optimize=True)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
     return Picture(f"data:image/jpeg;base64,{data}", width, height, (x1, y1), scale)
+
+
+def choose_images(gained: NDArray[Any], lost: NDArray[Any], num_images: int, seed: int) -> list[int]:
+    """Rows to show: 3 parts where most was gained on balance, 3 where most was lost, the rest drawn from the others."""
+    balance = gained - lost
+    share = 3 * num_images // 8
+    up = [int(row) for row in np.argsort(-balance, kind="stable")[:share] if balance[row] > 0]
+    down = [int(row) for row in np.argsort(balance, kind="stable")[:share] if balance[row] < 0]
+    others = np.setdiff1d(np.arange(len(balance)), [*up, *down])
+    rest = min(len(others), num_images - len(up) - len(down))
+    drawn = np.random.default_rng(seed).permutation(others)[:rest]
+    return [*up, *down, *(int(row) for row in drawn)]

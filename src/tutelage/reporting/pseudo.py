@@ -1,28 +1,42 @@
-"""The pseudo-labels of a run: how many, how sure, of which classes, and what they look like."""
+"""The pseudo-labels of a run: how many, how sure, of which classes, and what they look like.
+
+Legend: K classes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
 from tutelage.config import PseudoConfig
-from tutelage.data.pseudo import open_store
-from tutelage.reporting.figures import histogram_figure
+from tutelage.data.pseudo import PseudoStore, open_store
 from tutelage.reporting.pictures import Album
-from tutelage.reporting.read import PseudoSummary, Run, Stage, summarize_store
-from tutelage.reporting.scenes import Crop, crops
+from tutelage.reporting.read import Run, Stage
 from tutelage.types import InputError
 
-NUM_CROPS = 12
+
+@dataclass(frozen=True, slots=True)
+class StoreView:
+    """A store under a threshold, as its kind of label is shown."""
+
+    histogram: tuple[str, Markup]  # by confidence: caption and figure
+    kept_per_class: NDArray[np.int64]  # (K,) boxes or pixels at or above the threshold
+    surest: Sequence[Any]  # what the templates of the kind draw
+    least_sure: Sequence[Any]
+    looked_at: int  # pool images that the two were chosen from
+
+
+ViewStore = Callable[[PseudoStore, PseudoConfig, tuple[str, ...], Album], StoreView]
 
 
 @dataclass(frozen=True, slots=True)
 class Balance:
-    """A class among the human labels and among the pseudo-labels: boxes, and bars in percent of the longest."""
+    """A class among the human labels and among the pseudo-labels: amounts, and bars in percent of the longest."""
 
     name: str
     labels: int
@@ -36,15 +50,13 @@ class PseudoLabels:
     """All labelings of the pool under the run's threshold, and the last round's drawn."""
 
     threshold: float | Mapping[str, float]
-    counts: Mapping[str, Mapping[str, int]]  # what became of images and boxes, by stage
+    counts: Mapping[str, Mapping[str, int]]  # what became of images and boxes or pixels, by stage
     last: Stage
-    histogram: Markup | None = None
+    view: StoreView | None = None
     balance: Sequence[Balance] = ()
-    surest: Sequence[Crop] = ()
-    least_sure: Sequence[Crop] = field(default=())
 
 
-def pseudo_labels(run: Run, class_names: tuple[str, ...], album: Album) -> PseudoLabels | None:
+def pseudo_labels(run: Run, view_store: ViewStore, class_names: tuple[str, ...], album: Album) -> PseudoLabels | None:
     """The pseudo-labels of a run; None where the run labeled nothing."""
     stages = [stage for stage in run.stages.values() if stage.record.get("kind") == "label"]
     if not stages:
@@ -57,19 +69,12 @@ def pseudo_labels(run: Run, class_names: tuple[str, ...], album: Album) -> Pseud
     counts = {stage.name: _counts(stage, pseudo) for stage in stages}
     counts[last.name] = used.get("counts") or counts[last.name]
     try:
-        summary = summarize_store(open_store(last.folder), pseudo, class_names, NUM_CROPS)
+        view = view_store(open_store(last.folder), pseudo, class_names, album)
     except InputError:  # the store is gone, or not whole: its figures remain
         return PseudoLabels(threshold, counts, last)
     labeled = run.record.get("data", {}).get("labeled") or {}
-    return PseudoLabels(
-        threshold,
-        counts,
-        last,
-        _histogram(summary, threshold),
-        class_balance(class_names, labeled.get("boxes_per_class") or {}, summary.kept_per_class),
-        crops(summary.surest, class_names, album),
-        crops(summary.least_sure, class_names, album),
-    )
+    balance = class_balance(class_names, labeled.get("amounts_per_class") or {}, view.kept_per_class)
+    return PseudoLabels(threshold, counts, last, view, balance)
 
 
 def _counts(stage: Stage, pseudo: PseudoConfig) -> Mapping[str, int]:
@@ -91,7 +96,7 @@ def class_balance(class_names: tuple[str, ...], labeled: Mapping[str, int], kept
     ]
 
 
-def _histogram(summary: PseudoSummary, threshold: float | Mapping[str, float]) -> Markup:
-    marks = sorted(set(threshold.values())) if isinstance(threshold, Mapping) else [float(threshold)]
-    title = "Scores of the teacher's detections in the pool"
-    return Markup(histogram_figure(summary.histogram, marks, title=title, xlabel="score", ylabel="boxes"))
+def threshold_marks(pseudo: PseudoConfig) -> list[float]:
+    """The different thresholds, ascending, to be drawn into a histogram."""
+    given = pseudo.score_threshold
+    return sorted(set(given.values())) if isinstance(given, Mapping) else [float(given)]

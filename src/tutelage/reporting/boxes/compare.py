@@ -78,15 +78,3 @@ def best_threshold(truth: Sequence[Boxes], predictions: Sequence[Boxes]) -> floa
 def above(boxes: Boxes, threshold: float) -> Boxes:
     """The boxes with at least this score."""
     return boxes.select(boxes.scores >= threshold)
-
-
-def choose_images(gained: NDArray[np.int64], lost: NDArray[np.int64], num_images: int, seed: int) -> list[int]:
-    """Rows to show: 3 parts where most was gained on balance, 3 where most was lost, the rest drawn from the others."""
-    balance = gained - lost
-    share = 3 * num_images // 8
-    up = [int(row) for row in np.argsort(-balance, kind="stable")[:share] if balance[row] > 0]
-    down = [int(row) for row in np.argsort(balance, kind="stable")[:share] if balance[row] < 0]
-    others = np.setdiff1d(np.arange(len(balance)), [*up, *down])
-    rest = min(len(others), num_images - len(up) - len(down))
-    drawn = np.random.default_rng(seed).permutation(others)[:rest]
-    return [*up, *down, *(int(row) for row in drawn)]

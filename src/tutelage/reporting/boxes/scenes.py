@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from tutelage.reporting.compare import CORRECT, WRONG, Outcome, above, best_threshold, choose_images, match_image
-from tutelage.reporting.pictures import Album, Picture
-from tutelage.reporting.read import Evaluation, PseudoBox
+from tutelage.reporting.boxes.compare import CORRECT, WRONG, Outcome, above, best_threshold, match_image
+from tutelage.reporting.boxes.read import PseudoBox
+from tutelage.reporting.pictures import NUM_SCENES, Album, Picture, choose_images
+from tutelage.reporting.read import Evaluation
 from tutelage.types import NOT_IGNORED, Boxes
 
-NUM_SCENES = 8
 SCENE_SIDE = 400
 CROP_SIDE = 144
 MOST_NAMED = 10
@@ -75,7 +75,7 @@ class Crop:
 
 
 def compare_models(
-    teacher: Evaluation, student: Evaluation, class_names: tuple[str, ...], album: Album, seed: int
+    teacher: Evaluation[Boxes], student: Evaluation[Boxes], class_names: tuple[str, ...], album: Album, seed: int
 ) -> Comparison:
     """What the student finds that the teacher does not, and the reverse, each at its own best threshold."""
     before, after = _look(teacher), _look(student)
@@ -120,7 +120,7 @@ class _Look:
     outcomes: list[Outcome]
 
 
-def _look(model: Evaluation) -> _Look:
+def _look(model: Evaluation[Boxes]) -> _Look:
     threshold = best_threshold(model.truth, model.predictions)
     boxes = [above(predictions, threshold) for predictions in model.predictions]
     return _Look(threshold, boxes, [match_image(*pair) for pair in zip(model.truth, boxes, strict=True)])
@@ -133,7 +133,7 @@ def _only_in(one: _Look, other: _Look) -> NDArray[np.int64]:
 
 
 def _views(
-    row: int, images: Evaluation, before: _Look, after: _Look, class_names: tuple[str, ...], album: Album
+    row: int, images: Evaluation[Boxes], before: _Look, after: _Look, class_names: tuple[str, ...], album: Album
 ) -> tuple[Picture, list[Mark], list[Mark], list[Mark]]:
     """The picture of a test image with the marks of truth, teacher and student."""
     height, width = (int(side) for side in images.sizes[row])

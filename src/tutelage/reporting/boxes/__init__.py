@@ -1,0 +1,1 @@
+"""What the page shows of detectors: boxes found, gained and lost, precision by recall, scores of pseudo-boxes."""
