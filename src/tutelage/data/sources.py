@@ -21,7 +21,7 @@ from tutelage.data.readers import Opened, Source, choose_split, locate, open_sou
 from tutelage.data.readers.source import first_five
 from tutelage.data.readers.yolo import label_folder
 from tutelage.data.splits import draw_split, group_ids, merge_groups, stratified_order
-from tutelage.types import InputError
+from tutelage.types import Annotation, InputError
 
 MIN_TEST, MIN_VAL, MAX_SHARE = 20, 10, 0.4  # images; images; share of the labels
 TEST_STREAM, VAL_STREAM, FRACTION_STREAM = 1, 2, 3  # independent random numbers for each decision
@@ -62,6 +62,7 @@ def open_sources(
     seed: int,
     annotations_only: bool = False,
     groups: Groups | None = None,
+    annotation: Annotation = "boxes",
 ) -> DataSets:
     """Opens, joins and splits everything that a run reads.
 
@@ -71,13 +72,14 @@ def open_sources(
         seed: of every split.
         annotations_only: without the images.
         groups: near-duplicate groups of images, asked only when something is split off.
+        annotation: what is wanted of the sources.
 
     Raises:
         InputError: nothing labeled, an empty pool, class lists that disagree, list entries that are not found.
     """
     if not sources.labeled:
         raise InputError("--labeled: nothing given; training needs labels. Name an annotation file or a folder.")
-    parts = _open_parts(sources, data, annotations_only)
+    parts = _open_parts(sources, data, annotations_only, annotation)
     extra = _settle_unlisted(parts, data)
     labeled = _joined(parts.labeled, "labeled")
     val, test = (_joined(part, role) if part else None for part, role in ((parts.val, "val"), (parts.test, "test")))
@@ -97,30 +99,40 @@ def open_sources(
     return DataSets(labeled, pool, pool is not None and pool.annotated, val, test, parts.notes)
 
 
-def _open_parts(sources: SourcesConfig, data: DataConfig, annotations_only: bool) -> _Parts:
+def _open_parts(sources: SourcesConfig, data: DataConfig, annotations_only: bool, annotation: Annotation) -> _Parts:
     def opened(source: Source, unlabeled: bool = False) -> Opened:
-        return open_source(source, data, images=sources.images, unlabeled=unlabeled, annotations_only=annotations_only)
+        return open_source(
+            source,
+            data,
+            images=sources.images,
+            unlabeled=unlabeled,
+            annotations_only=annotations_only,
+            annotation=annotation,
+        )
 
-    offered = [locate(name) for name in sources.labeled]
+    def of_split(name: str, split: str, unlabeled: bool = False) -> Source:
+        return choose_split(name, split, unlabeled, annotation)
+
+    offered = [locate(name, annotation=annotation) for name in sources.labeled]
     notes: list[str] = []
     chosen = {
-        role: [choose_split(name, _split_for(name, role)) for name in given]
+        role: [of_split(name, _split_for(name, role, annotation)) for name in given]
         if given
         else _offered(offered, role, notes)
         for role, given in (("val", sources.val), ("test", sources.test))
     }
     return _Parts(
-        labeled=[opened(choose_split(name, "train")) for name in sources.labeled],
-        pool=[opened(choose_split(name, "train", unlabeled=True), unlabeled=True) for name in sources.unlabeled],
+        labeled=[opened(of_split(name, "train")) for name in sources.labeled],
+        pool=[opened(of_split(name, "train", unlabeled=True), unlabeled=True) for name in sources.unlabeled],
         val=[opened(source) for source in chosen["val"]],
         test=[opened(source) for source in chosen["test"]],
         notes=notes,
     )
 
 
-def _split_for(source: str, role: str) -> str:
+def _split_for(source: str, role: str, annotation: Annotation) -> str:
     """The split of a source that was named for a role: the role's, else the other held-out one."""
-    found = locate(source)
+    found = locate(source, annotation=annotation)
     return next((split for split in (role, "test", "val") if split in found), "train")
 
 

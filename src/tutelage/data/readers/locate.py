@@ -10,21 +10,21 @@ from tutelage.data.images import is_image
 from tutelage.data.readers import openimages, voc, yolo
 from tutelage.data.readers.coco import foreign_json
 from tutelage.data.readers.source import SPLITS, Source, files_below, is_image_name, read_text, refuse, split_named
-from tutelage.types import InputError
+from tutelage.types import Annotation, InputError
 
 HEAD = 1 << 20  # bytes of a json that tell what it is
 
 
-def detect_format(source: str | Path, unlabeled: bool = False) -> str:
+def detect_format(source: str | Path, unlabeled: bool = False, annotation: Annotation = "boxes") -> str:
     """The format of a file or folder: a key of `READERS`.
 
     Raises:
         InputError: it does not exist, or is in no supported format; the message names what it is.
     """
-    return next(iter(locate(source, unlabeled).values())).format
+    return next(iter(locate(source, unlabeled, annotation).values())).format
 
 
-def locate(source: str | Path, unlabeled: bool = False) -> dict[str, Source]:
+def locate(source: str | Path, unlabeled: bool = False, annotation: Annotation = "boxes") -> dict[str, Source]:
     """The readable data sets at a path by split (train, val, test), or one under "" where there are no splits.
 
     Raises:

@@ -32,7 +32,7 @@ from tutelage.data.readers.source import Columns, Source, first_five, is_image_n
 from tutelage.data.readers.voc import read_voc
 from tutelage.data.readers.yolo import label_folder, name_files, read_yolo
 from tutelage.files import read_json, write_json
-from tutelage.types import InputError
+from tutelage.types import Annotation, InputError
 
 READERS: dict[str, Callable[[Source, bool], Columns]] = {
     "coco": read_coco,
@@ -61,6 +61,7 @@ def open_index(
     unlabeled: bool = False,
     annotations_only: bool = False,
     split: str = "train",
+    annotation: Annotation = "boxes",
 ) -> Index:
     """The index of one source, read or from the cache.
 
@@ -71,16 +72,18 @@ def open_index(
         unlabeled: a pool: any folder of images or list of paths will do; its boxes are hidden labels.
         annotations_only: without the images; then no file is looked for, and fractions stay fractions.
         split: which split, where the source has several.
+        annotation: what is wanted of it; many formats hold boxes and masks.
 
     Raises:
         InputError: not readable, missing images, bad boxes, unlisted files.
     """
     opened = open_source(
-        choose_split(source, split, unlabeled),
+        choose_split(source, split, unlabeled, annotation),
         data,
         images=images,
         unlabeled=unlabeled,
         annotations_only=annotations_only,
+        annotation=annotation,
     )
     if opened.unlisted is None or unlabeled:
         return opened.index
@@ -89,13 +92,13 @@ def open_index(
     return join([opened.index, opened.unlisted]) if data.unlisted == "negative" else opened.index
 
 
-def choose_split(source: str | Path, split: str, unlabeled: bool = False) -> Source:
+def choose_split(source: str | Path, split: str, unlabeled: bool = False, annotation: Annotation = "boxes") -> Source:
     """The wanted split of a source, or the only one it has.
 
     Raises:
         InputError: it has several, and not this one.
     """
-    found = locate(source, unlabeled)
+    found = locate(source, unlabeled, annotation)
     if split in found:
         return found[split]
     if len(found) == 1:
@@ -116,7 +119,15 @@ def unlisted_error(opened: Opened) -> InputError:
     )
 
 
-def open_source(source: Source, data: DataConfig, *, images: str, unlabeled: bool, annotations_only: bool) -> Opened:
+def open_source(
+    source: Source,
+    data: DataConfig,
+    *,
+    images: str,
+    unlabeled: bool,
+    annotations_only: bool,
+    annotation: Annotation = "boxes",
+) -> Opened:
     """A source's index and its unlisted files, from the cache where source and options are unchanged."""
     options = (data.bad_boxes, data.boxes_in, images and Path(images).resolve(), unlabeled, annotations_only)
     record = cache_folder() / f"{cache_key(*_identity(source), *options)}.json"
