@@ -17,6 +17,7 @@ from typing import Any, Literal, Self
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
@@ -102,7 +103,7 @@ def read_mask(file: MaskFile) -> Mask:
     coding = file.coding
     levels = None
     if coding.kind == "store":
-        codes, levels = _stored(file)
+        codes, levels = read_stored(file)
     else:
         codes = read_codes(file.file, coding.kind)
     places = coding.places[codes]
@@ -252,8 +253,12 @@ def _opaque_colors(image: ImageFile, path: Path) -> Mask:
     return np.asarray(image.convert("RGB"))
 
 
-def _stored(file: MaskFile) -> tuple[Mask, Mask]:
-    """Classes and levels (h, w) of one row of a part of a store."""
+def read_stored(file: MaskFile) -> tuple[Mask, Mask]:
+    """Classes and levels (h, w) of one row of a part of a store, before any threshold.
+
+    Raises:
+        InputError: the part is missing or damaged.
+    """
     part, firsts = _part(str(file.file))
     row = int(file.path.rpartition("#")[2])
     group = int(np.searchsorted(firsts, row, side="right")) - 1
@@ -267,7 +272,9 @@ def _part(path: str) -> tuple[pq.ParquetFile, NDArray[np.int64]]:
     """An opened part, and the first row of each of its row groups."""
     try:
         part = pq.ParquetFile(path, memory_map=True)
-    except FileNotFoundError:
-        raise InputError(f"{path}: a part of the store is missing. Restore it, or label again.") from None
+    except (OSError, pa.ArrowInvalid) as error:
+        raise InputError(
+            f"{path}: a part of the store is missing or damaged ({error}). Restore it, or label again."
+        ) from None
     rows = [part.metadata.row_group(group).num_rows for group in range(part.num_row_groups)]
     return part, np.cumsum([0, *rows])[:-1]

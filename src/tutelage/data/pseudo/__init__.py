@@ -1,5 +1,6 @@
 """The pseudo-label store: what a teacher said of a pool, written once, read with any threshold."""
 
+from tutelage.data.pseudo.masks import StoredMask
 from tutelage.data.pseudo.reading import PseudoStore, open_store, require_kept, score_limits, store_index
 from tutelage.data.pseudo.writing import Leak, Manifest, StoreWriter
 
@@ -8,6 +9,7 @@ __all__ = [
     "Manifest",
     "PseudoStore",
     "StoreWriter",
+    "StoredMask",
     "open_store",
     "require_kept",
     "score_limits",

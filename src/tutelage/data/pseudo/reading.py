@@ -1,6 +1,6 @@
 """Reading a pseudo-label store: the score threshold applies here, so that trying another costs no inference.
 
-Legend: K classes, n images used, m boxes shown.
+Legend: K classes, n images used, u distinct scores.
 """
 
 from __future__ import annotations
@@ -10,21 +10,18 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from tutelage.config import PseudoConfig
 from tutelage.data.index import Index, cache_folder, cache_key
-from tutelage.data.pseudo.writing import Manifest, boxes_path, images_path
+from tutelage.data.pseudo.kinds import KINDS, Kind
+from tutelage.data.pseudo.masks import StoredMask, stored_masks
+from tutelage.data.pseudo.tables import Columns, Limits, read_columns, table_path
+from tutelage.data.pseudo.writing import Manifest
 from tutelage.files import read_json
-from tutelage.types import IGNORE_BOX, NOT_IGNORED, InputError
-
-CORNERS = ("x1", "y1", "x2", "y2")
-Columns = dict[str, NDArray[Any]]
+from tutelage.types import InputError
 
 
 @dataclass(frozen=True)
@@ -35,36 +32,55 @@ class PseudoStore:
     manifest: Manifest
     content: str  # digest of all parts
 
+    @property
+    def kind(self) -> Kind:
+        """Of boxes or of masks."""
+        return KINDS[self.manifest.annotation]
+
     def parts(self) -> Iterator[tuple[Columns, Columns]]:
-        """Columns of images and boxes, one part after the other.
+        """Columns of the images and of what was found in them (`boxes` or `levels`), one part after the other.
 
         Raises:
             InputError: a part is missing or damaged.
         """
         for part in range(self.manifest.num_parts):
-            yield _read_columns(images_path(self.folder, part)), _read_columns(boxes_path(self.folder, part))
+            images, found = (table_path(self.folder, part, table) for table in ("images", self.kind.table))
+            yield read_columns(images), read_columns(found)
 
     def counts(self, pseudo: PseudoConfig) -> dict[str, int]:
-        """What became of the pool's images and boxes with this threshold, for the report."""
+        """What became of the pool's images and of their boxes or pixels with this threshold, for the report."""
         limits = score_limits(pseudo, self.manifest.class_names)
-        names = ("images", "labeled", "empty", "skipped", "leaks", "boxes", "boxes_kept")
-        counts = dict.fromkeys(names, 0)
-        for images, boxes in self.parts():
-            kept = boxes["score"] >= limits[boxes["label"]]
-            labeled = len(np.unique(boxes["image_id"][kept]))
+        unit, kept_unit = self.kind.unit, f"{self.kind.unit}_kept"
+        counts = dict.fromkeys(("images", "labeled", "empty", "skipped", "leaks", unit, kept_unit), 0)
+        for images, table in self.parts():
+            found = self.kind.found(table)
+            kept = found.kept(limits)
+            labeled = len(np.unique(found.image_ids[kept]))
             counts["images"] += len(images["status"])
             counts["labeled"] += labeled
             counts["empty"] += int((images["status"] == "ok").sum()) - labeled
             counts["skipped"] += int((images["status"] == "skipped").sum())
             counts["leaks"] += int((images["status"] == "leak").sum())
-            counts["boxes"] += len(kept)
-            counts["boxes_kept"] += int(kept.sum())
+            counts[unit] += int(found.amounts.sum())
+            counts[kept_unit] += int(found.amounts[kept].sum())
         return counts
 
     def usable_rows(self) -> NDArray[np.int64]:
         """Pool rows that could be read and are in no held-out set."""
         parts = [images["image_id"][images["status"] == "ok"] for images, _ in self.parts()]
         return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+    def masks(self, rows: NDArray[np.int64], pseudo: PseudoConfig) -> Iterator[StoredMask]:
+        """The masks of usable ones of `rows` (of the pool) under this threshold, in the pool's order; for reports.
+
+        Raises:
+            InputError: a part is missing or damaged; thresholds by class that do not fit.
+        """
+        assert self.manifest.annotation == "masks", "a store of masks"
+        limits, size = score_limits(pseudo, self.manifest.class_names), self.manifest.part_size
+        for part in np.unique(rows // size).tolist():
+            images = read_columns(table_path(self.folder, part, "images"))
+            yield from stored_masks(self.folder, part, images, rows[rows // size == part], limits)
 
     def skipped(self, limit: int) -> list[tuple[str, str]]:
         """(path, reason) of the first `limit` images that could not be read."""
@@ -76,17 +92,29 @@ class PseudoStore:
                 break
         return found[:limit]
 
-    def scores(self) -> NDArray[np.float32]:
-        """Scores of all boxes, of all classes."""
-        return np.concatenate([np.zeros(0, np.float32), *(boxes["score"] for _, boxes in self.parts())])
+    def amounts(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """(u,) distinct scores, ascending, and (u,) how many boxes or pixels have each."""
+        gathered = [(np.zeros(0, np.float32), np.zeros(0, np.int64))]
+        for _, table in self.parts():
+            found = self.kind.found(table)
+            gathered.append(_summed(found.scores, found.amounts))
+        scores, amounts = (np.concatenate(column) for column in zip(*gathered, strict=True))
+        return _summed(scores, amounts)
 
     def threshold_that_keeps(self, share: float) -> float | None:
-        """The greatest threshold that keeps at least this share of all boxes; None where there are none."""
-        scores = self.scores()
+        """The greatest threshold that keeps at least this share of all boxes or pixels; None where there are none."""
+        scores, amounts = self.amounts()
         if not len(scores):
             return None
-        place = len(scores) - max(1, math.ceil(share * len(scores)))
-        return float(np.partition(scores, place)[place])
+        kept = amounts[::-1].cumsum()  # by thresholds at the scores, from the highest down
+        place = int(np.searchsorted(kept, max(1, math.ceil(share * kept[-1]))))
+        return float(scores[::-1][place])
+
+
+def _summed(scores: NDArray[np.float32], amounts: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The same with each score once, ascending."""
+    values, places = np.unique(scores, return_inverse=True)
+    return values, np.bincount(places, amounts, len(values)).astype(np.int64)
 
 
 def open_store(folder: Path) -> PseudoStore:
@@ -109,17 +137,6 @@ def open_store(folder: Path) -> PseudoStore:
     content = plain.pop("content")
     lists = {name: tuple(plain[name]) for name in ("class_names", "held_out")}
     return PseudoStore(folder, Manifest(**{**plain, **lists}), content)
-
-
-def _read_columns(path: Path) -> Columns:
-    try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise InputError(
-            f"{path}: missing or damaged ({error}). Delete it and manifest.json, and run the labeling again: "
-            "it makes what is missing."
-        ) from None
-    return {name: table.column(name).to_numpy() for name in table.column_names}
 
 
 def score_limits(pseudo: PseudoConfig, class_names: tuple[str, ...]) -> NDArray[np.float32]:
@@ -148,25 +165,32 @@ def score_limits(pseudo: PseudoConfig, class_names: tuple[str, ...]) -> NDArray[
 
 
 def require_kept(store: PseudoStore, pseudo: PseudoConfig) -> None:
-    """Nothing, if the threshold keeps some box.
+    """Nothing, if the threshold keeps some box or pixel.
 
     Raises:
         InputError: it keeps none; the message names one that would keep a tenth.
     """
-    if store.counts(pseudo)["boxes_kept"]:
+    unit = store.kind.unit
+    counts = store.counts(pseudo)
+    if counts[f"{unit}_kept"]:
         return
-    floor = store.manifest.score_floor
+    if counts["images"] == counts["skipped"] + counts["leaks"]:
+        raise InputError(
+            f"{store.folder}: none of the {counts['images']} pool images can be used: {counts['skipped']} could not be "
+            f"read, {counts['leaks']} are also in the test set or selection split. Give another pool."
+        )
     tenth = store.threshold_that_keeps(0.1)
     if tenth is None:
         raise InputError(
-            f"{store.folder}: the teacher found nothing above the floor {floor} in {store.manifest.num_images} images. "
-            "Train it longer or on more labels, or lower postprocess.score_floor and label again."
+            f"{store.folder}: the teacher found nothing above the floor {store.manifest.score_floor} in "
+            f"{counts['images']} images. Train it longer or on more labels, or lower postprocess.score_floor and label "
+            "again."
         )
-    highest = store.scores().max()
+    highest = store.amounts()[0].max()
     raise InputError(
-        f"{store.folder}: no pseudo-label reaches pseudo.score_threshold={pseudo.score_threshold}; the highest score "
-        f"is {highest:.3g}. Set pseudo.score_threshold={_rounded_down(tenth)} to keep a tenth of the boxes, or train a "
-        "better teacher. The pseudo-labels are kept: nothing has to be labeled again."
+        f"{store.folder}: none of {counts[unit]} {unit} reaches pseudo.score_threshold={pseudo.score_threshold}; the "
+        f"highest confidence is {highest:.3g}. Set pseudo.score_threshold={_rounded_down(tenth)} to keep a tenth of "
+        f"the {unit}, or train a better teacher. The pseudo-labels are kept: nothing has to be labeled again."
     )
 
 
@@ -188,47 +212,37 @@ def store_index(store: PseudoStore, pool: Index, pseudo: PseudoConfig) -> Index:
             f"{len(pool)} and differs in names, sizes or content. Give the same pool, or label this one anew."
         )
     options = pseudo.model_dump_json(exclude={"ratio"})
-    key = cache_key("pseudo", store.manifest.digest(), store.content, options, *pool.roots)
-    folder = cache_folder() / key
-    if not Index.cached(folder):
-        _build_index(store, pool, pseudo, folder)
-    return Index(folder)
+    folder = store.folder.resolve()  # masks stay where they are
+    key = cache_key("pseudo", store.manifest.digest(), store.content, options, folder, *pool.roots)
+    if not Index.cached(cache_folder() / key):
+        _build_index(store, pool, pseudo, cache_folder() / key)
+    return Index(cache_folder() / key)
 
 
 def _build_index(store: PseudoStore, pool: Index, pseudo: PseudoConfig, folder: Path) -> None:
     limits = score_limits(pseudo, store.manifest.class_names)
-    parts = [_used(images, boxes, limits, pseudo) for images, boxes in store.parts()]
+    parts = [_used(store.kind, part, *tables, limits, pseudo) for part, tables in enumerate(store.parts())]
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    pool.select(columns["rows"]).with_boxes(
-        np.concatenate([[0], np.cumsum(columns["counts"])]),
-        columns["xyxy"],
-        columns["labels"],
+    store.kind.index(
+        pool.select(columns["rows"]),
+        columns,
+        store.folder,
+        limits,
         class_names=store.manifest.class_names,
-        scores=columns["scores"],
-        ignore=columns["ignore"],
         sizes=columns["sizes"],
         description=f"pseudo-labels of score {pseudo.score_threshold}; teacher {store.manifest.teacher[:8]}",
         folder=folder,
     )
 
 
-def _used(images: Columns, boxes: Columns, limits: NDArray[np.float32], pseudo: PseudoConfig) -> Columns:
-    """Columns of one part: rows (n,), sizes (n, 2), counts (n,); xyxy (m, 4), labels, scores, ignore (m,)."""
-    kept = boxes["score"] >= limits[boxes["label"]]
+def _used(kind: Kind, part: int, images: Columns, table: Columns, limits: Limits, pseudo: PseudoConfig) -> Columns:
+    """Columns of one part: rows (n,), sizes (n, 2) and the targets of its kind."""
     used = images["status"] == "ok"
     if pseudo.empty == "drop":
-        used &= np.isin(images["image_id"], boxes["image_id"][kept])
-    shown = np.isin(boxes["image_id"], images["image_id"][used])
-    if pseudo.unsure == "negative":
-        shown &= kept
-    place = np.searchsorted(images["image_id"], boxes["image_id"][shown])
+        found = kind.found(table)
+        used &= np.isin(images["image_id"], found.image_ids[found.kept(limits)])
     return {
         "rows": images["image_id"][used],
         "sizes": np.stack([images["height"], images["width"]], axis=1)[used],
-        "counts": np.bincount(place, minlength=len(used))[used],
-        "xyxy": np.stack([boxes[name][shown] for name in CORNERS], axis=1),
-        "labels": boxes["label"][shown],
-        "scores": boxes["score"][shown],
-        # An unsure box may be one object: it excuses what overlaps it, not everything inside it.
-        "ignore": np.where(kept[shown], NOT_IGNORED, IGNORE_BOX).astype(np.uint8),
+        **kind.targets(part, images, table, used, limits, pseudo),
     }

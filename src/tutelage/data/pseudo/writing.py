@@ -1,8 +1,9 @@
 """Writing a pseudo-label store: what a teacher said of a pool, before any threshold.
 
-`part-00000.boxes.parquet` and `part-00000.images.parquet` hold `part_size` consecutive pool images. Each file is
-written under a temporary name and renamed, the images table last, so that its presence proves the part;
-`manifest.json`, written at the very end, proves the store. Parts are the same bytes whoever writes them.
+A part holds `part_size` consecutive pool images: `part-00000.images.parquet`, and beside it the tables of the store's
+kind (`boxes`; or `levels` and `masks`). Each file is written under a temporary name and renamed, the images table last,
+so that its presence proves the part; `manifest.json`, written at the very end, proves the store. Parts are the same
+bytes whoever writes them.
 """
 
 from __future__ import annotations
@@ -14,35 +15,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from tutelage.data.index import Index
-from tutelage.files import atomic, write_json
-from tutelage.types import Boxes, InputError, Prediction, Skipped
+from tutelage.data.pseudo.kinds import KINDS
+from tutelage.data.pseudo.tables import IMAGES, read_metadata, table_path
+from tutelage.files import write_json
+from tutelage.types import Annotation, InputError, Prediction, Skipped
 
-LAYOUT = 1
-IMAGES = pa.schema(
-    {
-        "image_id": pa.int64(),  # row of the pool
-        "path": pa.string(),  # relative, as the pool's listing has it
-        "height": pa.int32(),
-        "width": pa.int32(),
-        "scale": pa.float32(),  # stored coordinates over original pixels: 1 for boxes
-        "status": pa.string(),  # ok, skipped or leak
-        "reason": pa.string(),
-    }
-)
-BOXES = pa.schema(
-    {
-        "image_id": pa.int64(),
-        **{name: pa.float32() for name in ("x1", "y1", "x2", "y2")},  # original pixels, as shown
-        "label": pa.int32(),  # place in the manifest's class names
-        "score": pa.float32(),
-        "verdict": pa.string(),  # of a reviewer; null where nobody looked
-    }
-)
+LAYOUT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +30,10 @@ class Leak:
 
     image_id: int
     reason: str
+
+
+Outcome = Prediction | Skipped | Leak
+"""What became of a pool image."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +50,7 @@ class Manifest:
     key: str  # hash of all that the labeling depends on
     num_images: int
     part_size: int
+    annotation: Annotation = "boxes"  # what is stored
 
     @property
     def num_parts(self) -> int:
@@ -88,6 +72,7 @@ class StoreWriter:
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder = folder
         self.manifest = manifest
+        self.kind = KINDS[manifest.annotation]
         folder.mkdir(parents=True, exist_ok=True)
 
     def missing_parts(self) -> list[int]:
@@ -99,17 +84,17 @@ class StoreWriter:
         return [part for part in range(self.manifest.num_parts) if not self._is_written(part)]
 
     def _is_written(self, part: int) -> bool:
-        path = images_path(self.folder, part)
+        path = table_path(self.folder, part, "images")
         if not path.is_file():
             return False
-        if (_read_schema(path).metadata or {}).get(b"manifest") != self.manifest.digest().encode():
+        if read_metadata(path).get(b"manifest") != self.manifest.digest().encode():
             raise InputError(
                 f"{path}: belongs to pseudo-labels of another teacher, pool or label.part_size. "
                 "Give another folder, or start anew with --overwrite."
             )
         return True
 
-    def write_part(self, part: int, outcomes: Sequence[Prediction | Skipped | Leak], pool: Index) -> None:
+    def write_part(self, part: int, outcomes: Sequence[Outcome], pool: Index) -> None:
         """Writes what became of every image of a part.
 
         Raises:
@@ -117,12 +102,21 @@ class StoreWriter:
         """
         outcomes = sorted(outcomes, key=lambda outcome: outcome.image_id)
         assert [outcome.image_id for outcome in outcomes] == list(self.manifest.rows(part)), "one outcome an image"
-        metadata = {"manifest": self.manifest.digest()}
-        images = [_image_row(outcome, pool) for outcome in outcomes]
-        _write_table(boxes_path(self.folder, part), pa.table(_box_columns(outcomes), schema=BOXES))
-        _write_table(
-            images_path(self.folder, part), pa.Table.from_pylist(images, schema=IMAGES.with_metadata(metadata))
-        )
+        predictions = [outcome for outcome in outcomes if isinstance(outcome, Prediction)]
+        for name, columns in self.kind.columns(predictions).items():
+            self.kind.layouts[name].write(table_path(self.folder, part, name), columns)
+        rows = [self._image_row(outcome, pool) for outcome in outcomes]
+        images = {name: [row[name] for row in rows] for name in IMAGES.schema.names}
+        IMAGES.write(table_path(self.folder, part, "images"), images, {"manifest": self.manifest.digest()})
+
+    def _image_row(self, outcome: Outcome, pool: Index) -> dict[str, Any]:
+        row = {"image_id": outcome.image_id, "path": pool.relative_path(outcome.image_id)}
+        if not isinstance(outcome, Prediction):
+            status = {Skipped: "skipped", Leak: "leak"}[type(outcome)]
+            return {**row, "height": 0, "width": 0, "scale": 1.0, "status": status, "reason": outcome.reason}
+        height, width = outcome.size
+        scale = self.kind.scale(outcome)
+        return {**row, "height": height, "width": width, "scale": scale, "status": "ok", "reason": ""}
 
     def finish(self) -> None:
         """Writes the manifest once all parts are there, with counts and a digest of their content."""
@@ -131,58 +125,6 @@ class StoreWriter:
             leftover.unlink()
         content = hashlib.sha256()
         for part in range(self.manifest.num_parts):
-            for path in (images_path(self.folder, part), boxes_path(self.folder, part)):
-                content.update(path.read_bytes())
+            for table in ("images", *self.kind.layouts):
+                content.update(table_path(self.folder, part, table).read_bytes())
         write_json(self.folder / "manifest.json", {**asdict(self.manifest), "content": content.hexdigest()})
-
-
-def _image_row(outcome: Prediction | Skipped | Leak, pool: Index) -> dict[str, Any]:
-    height, width = outcome.size if isinstance(outcome, Prediction) else (0, 0)
-    status = {Prediction: "ok", Skipped: "skipped", Leak: "leak"}[type(outcome)]
-    return {
-        "image_id": outcome.image_id,
-        "path": pool.relative_path(outcome.image_id),
-        "height": height,
-        "width": width,
-        "scale": 1.0,
-        "status": status,
-        "reason": "" if isinstance(outcome, Prediction) else outcome.reason,
-    }
-
-
-def _box_columns(outcomes: Sequence[Prediction | Skipped | Leak]) -> dict[str, Any]:
-    found = [outcome for outcome in outcomes if isinstance(outcome, Prediction)]
-    boxes = [prediction.boxes or Boxes.empty() for prediction in found]
-    ids = np.repeat([prediction.image_id for prediction in found], [len(each) for each in boxes])
-    xyxy = np.concatenate([Boxes.empty().xyxy, *(each.xyxy for each in boxes)])
-    return {
-        "image_id": ids.astype(np.int64),
-        **{name: xyxy[:, axis] for axis, name in enumerate(("x1", "y1", "x2", "y2"))},
-        "label": np.concatenate([np.zeros(0, np.int32), *(each.labels.astype(np.int32) for each in boxes)]),
-        "score": np.concatenate([np.zeros(0, np.float32), *(each.scores for each in boxes)]),
-        "verdict": pa.nulls(len(ids), pa.string()),
-    }
-
-
-def _write_table(path: Path, table: pa.Table) -> None:
-    sink = pa.BufferOutputStream()  # a part is small; one plain write reports a full disk plainly
-    pq.write_table(table, sink, compression="zstd")
-    with atomic(path) as temporary:
-        temporary.write_bytes(sink.getvalue())
-
-
-def images_path(folder: Path, part: int) -> Path:
-    """The table whose presence proves a part."""
-    return folder / f"part-{part:05d}.images.parquet"
-
-
-def boxes_path(folder: Path, part: int) -> Path:
-    """The table of a part's boxes."""
-    return folder / f"part-{part:05d}.boxes.parquet"
-
-
-def _read_schema(path: Path) -> pa.Schema:
-    try:
-        return pq.read_schema(path)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise InputError(f"{path}: damaged ({error}). Delete this file and run the same command again.") from None

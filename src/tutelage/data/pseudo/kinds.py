@@ -1,0 +1,61 @@
+"""The kinds of stores: what differs between pseudo-boxes and pseudo-masks, behind one interface."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tutelage.config import PseudoConfig
+from tutelage.data.index import Index
+from tutelage.data.pseudo.boxes import BoxKind
+from tutelage.data.pseudo.masks import MaskKind
+from tutelage.data.pseudo.tables import Columns, Found, Layout, Limits
+from tutelage.types import Annotation, Prediction
+
+
+class Kind(Protocol):
+    """How predictions become tables of a part, and these become targets. Legend: n images used."""
+
+    @property
+    def unit(self) -> str:
+        """What is counted, in the plural."""
+        ...
+
+    @property
+    def table(self) -> str:
+        """The one of `layouts` that says what was found, for counting and thresholds."""
+        ...
+
+    @property
+    def layouts(self) -> Mapping[str, Layout]:
+        """Tables of a part besides its images, by name."""
+        ...
+
+    def scale(self, prediction: Prediction) -> float:
+        """Stored over original pixels."""
+        ...
+
+    def columns(self, predictions: Sequence[Prediction]) -> dict[str, dict[str, Any]]:
+        """Columns of each of `layouts`, for the predictions of a part in the order of their images."""
+        ...
+
+    def found(self, table: Columns) -> Found:
+        """What `table` says."""
+        ...
+
+    def targets(
+        self, part: int, images: Columns, table: Columns, used: NDArray[np.bool_], limits: Limits, pseudo: PseudoConfig
+    ) -> Columns:
+        """Columns of targets for those images of a part that are `used`; parts are then joined column by column."""
+        ...
+
+    def index(self, images: Index, targets: Columns, store: Path, limits: Limits, **described: Any) -> Index:
+        """The images (n) with the joined targets, as a data set; `store` is the folder, `described` goes along."""
+        ...
+
+
+KINDS: Mapping[Annotation, Kind] = {"boxes": BoxKind(), "masks": MaskKind()}
