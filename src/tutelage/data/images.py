@@ -41,6 +41,7 @@ PAPER = 255  # transparent pixels lie on white, as in the browsers that people a
 Pixels = NDArray[np.uint8]
 BoxPixels = Literal["upright", "shown by size", "stored by size", "shown by option", "stored by option"]
 """How it was decided which pixels boxes refer to; only the first three are certain."""
+STORED: tuple[BoxPixels, ...] = ("stored by size", "stored by option")
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,12 +146,21 @@ def oriented_boxes(
         info: of the image file.
         boxes_in: shown or stored.
     """
+    how = _meant_for(annotated_size, info, boxes_in)
+    return (_turned_boxes(xyxy, info) if how in STORED else xyxy), how
+
+
+def oriented_mask(mask: Pixels, info: ImageInfo, boxes_in: str) -> Pixels:
+    """A mask (h, w) of the stored or the shown picture in shown pixels; which it is, is told as for boxes."""
+    return _turned_pixels(mask, info.orientation) if _meant_for(mask.shape, info, boxes_in) in STORED else mask
+
+
+def _meant_for(annotated_size: tuple[int, ...], info: ImageInfo, boxes_in: str) -> BoxPixels:
     if info.orientation == UPRIGHT:
-        return xyxy, "upright"
+        return "upright"
     by_size = info.stored_size != info.shown_size and annotated_size in (info.stored_size, info.shown_size)
     stored = annotated_size == info.stored_size if by_size else boxes_in == "stored"
-    boxes = _turned_boxes(xyxy, info) if stored else xyxy
-    return boxes, _HOW[stored, by_size]
+    return _HOW[stored, by_size]
 
 
 _HOW: dict[tuple[bool, bool], BoxPixels] = {
@@ -178,7 +188,7 @@ def _turned_pixels(pixels: Pixels, orientation: int) -> Pixels:
     if orientation in FLIPPED_ROWS:
         pixels = pixels[::-1]
     if orientation in TURNED:
-        pixels = pixels.transpose(1, 0, 2)
+        pixels = pixels.swapaxes(0, 1)
     return np.ascontiguousarray(pixels)
 
 

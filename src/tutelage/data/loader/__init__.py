@@ -1,7 +1,7 @@
 """From files to batches: seeded, resumable streams for training, and a plain pass for evaluation."""
 
 from tutelage.data.loader.order import epoch_order, sample_rng
-from tutelage.data.loader.pictures import shown_boxes
+from tutelage.data.loader.pictures import shown_boxes, shown_mask
 from tutelage.data.loader.samples import collate
 from tutelage.data.loader.streams import (
     classification_batches,
@@ -18,5 +18,6 @@ __all__ = [
     "evaluation_batches",
     "sample_rng",
     "shown_boxes",
+    "shown_mask",
     "train_batches",
 ]

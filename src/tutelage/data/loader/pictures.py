@@ -1,10 +1,11 @@
-"""Decoded images and boxes of an index by row; the images of a small set are kept in memory.
+"""Decoded images, boxes and masks of an index by row; the images and masks of a small set are kept in memory.
 
 Legend: n images, h x w the shown picture at full resolution, h' x w' the decoded pixels, which may be reduced.
 """
 
 from __future__ import annotations
 
+import math
 import mmap
 import multiprocessing
 from collections.abc import Sequence
@@ -15,10 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tutelage.config import DataConfig
-from tutelage.data.images import ImageInfo, decode, oriented_boxes, probe
+from tutelage.data.images import ImageInfo, decode, oriented_boxes, oriented_mask, probe
 from tutelage.data.index import Index
-from tutelage.types import Boxes
+from tutelage.data.masks import Mask, read_mask
+from tutelage.types import IGNORE, Boxes, InputError
 
+PIXEL = (3,)  # bytes of a decoded pixel
 DIVISORS = (1, 2, 4, 8)
 """Reductions of a JPEG that cost less than decoding it whole."""
 
@@ -36,27 +39,54 @@ def shown_boxes(index: Index, row: int, data: DataConfig, info: ImageInfo | None
     return replace(boxes, xyxy=xyxy.astype(np.float32))
 
 
-class Pictures:
-    """Images of an index by row. Pixels are the same bytes with and without the memory."""
+def shown_mask(index: Index, row: int, data: DataConfig, info: ImageInfo | None = None) -> Mask | None:
+    """Mask (h, w) of the shown picture, whatever its EXIF orientation; None where the image has none.
 
-    def __init__(self, index: Index, data: DataConfig, cache_megabytes: int = 0) -> None:
+    Pseudo-masks of a store are of the size that they were stored at.
+
+    Raises:
+        InputError: it cannot be read, or is of another size than the image.
+    """
+    file = index.mask_file(row)
+    if file is None:
+        return None
+    mask = read_mask(file)
+    if file.coding.kind == "store":
+        return mask
+    info = info or probe(index.path(row))
+    if mask.shape not in (info.shown_size, info.stored_size):
+        (height, width), (mask_height, mask_width) = info.shown_size, mask.shape
+        raise InputError(
+            f"{file.file}: the mask is {mask_width} x {mask_height} pixels; its image {index.path(row)} is "
+            f"{width} x {height}, and both must be of one size. Resize the mask (nearest), or pair it with its image."
+        )
+    return oriented_mask(mask, info, data.boxes_in)
+
+
+class Pictures:
+    """Images of an index by row, and their masks. Pixels are the same bytes with and without the memory."""
+
+    def __init__(self, index: Index, data: DataConfig, cache_megabytes: int = 0, *, with_masks: bool = False) -> None:
         """Reads no more than headers.
 
         Args:
             index: the images.
             data: how they are decoded.
             cache_megabytes: sets that fit decoded are kept, shared by forked workers; 0 keeps none.
+            with_masks: whether masks will be asked for.
 
         Raises:
             InputError: the header of an image of a small set cannot be read.
         """
         self.index = index
         self.data = data
-        self._infos = _infos_if_small(index, cache_megabytes * 2**20)
-        self._memory = PixelMemory([info.shown_size for info in self._infos]) if self._infos else None
+        self._infos = _infos_if_small(index, cache_megabytes * 2**20, with_masks)
+        sizes = [info.shown_size for info in self._infos]
+        self._memory = DecodedMemory(_shapes(sizes), PIXEL) if sizes else None
+        self._mask_memory = DecodedMemory(_shapes(sizes)[:, :1], ()) if sizes and with_masks else None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_memory": None}  # a spawned process cannot see the memory: it decodes
+        return {**self.__dict__, "_memory": None, "_mask_memory": None}  # a spawned process cannot see it: it decodes
 
     def info(self, row: int) -> ImageInfo:
         """What the header of an image says."""
@@ -70,16 +100,30 @@ class Pictures:
             return kept
         pixels = decode(self.index.path(row), self.data, needed_scale=1 / DIVISORS[level]).pixels
         if self._memory:
-            self._memory.put(row, level, pixels)
+            self._memory.put(row, pixels, level)
         return pixels
 
+    def mask(self, row: int) -> Mask:
+        """(h, w) classes, of any size (see `shown_mask`), all IGNORE where the image has none; not to be written to."""
+        kept = self._mask_memory.get(row) if self._mask_memory else None
+        if kept is not None:
+            return kept
+        info = self.info(row)
+        mask = shown_mask(self.index, row, self.data, info)
+        if mask is None:
+            return np.full(info.shown_size, IGNORE, np.uint8)
+        if self._mask_memory:
+            self._mask_memory.put(row, mask)
+        return mask
 
-def _infos_if_small(index: Index, budget: int) -> list[ImageInfo]:
+
+def _infos_if_small(index: Index, budget: int, with_masks: bool) -> list[ImageInfo]:
     """Headers of all images if they fit decoded into `budget` bytes, else none; stops at the first that does not."""
     infos = []
     for row in range(len(index) if budget else 0):
         infos.append(probe(index.path(row)))
-        budget -= int(_num_bytes([infos[-1].shown_size]).sum())
+        pixels = _shapes([infos[-1].shown_size]).prod(-1)
+        budget -= int(pixels.sum() * PIXEL[0] + pixels[0, 0] * with_masks)
         if budget < 0:
             return []
     return infos
@@ -91,48 +135,52 @@ def _shapes(sizes: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
     return shapes
 
 
-def _num_bytes(sizes: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
-    """(n, levels) bytes of decoded pixels."""
-    capacities: NDArray[np.int64] = 3 * _shapes(sizes).prod(-1)
-    return capacities
-
-
-class PixelMemory:
-    """Decoded pixels by row and reduction, in anonymous memory that forked workers share and fill as they decode.
+class DecodedMemory:
+    """Decoded bytes by row and reduction, in anonymous memory that forked workers share and fill as they decode.
 
     Two workers that decode the same image write the same bytes; the shape is entered last, under a lock, so that
     nobody sees half an image.
     """
 
-    def __init__(self, sizes: Sequence[tuple[int, int]]) -> None:
-        self._shapes = _shapes(sizes)
-        ends = _num_bytes(sizes).cumsum().reshape(self._shapes.shape[:2])
-        self._starts = ends - _num_bytes(sizes)
-        self._bytes = np.frombuffer(mmap.mmap(-1, int(ends[-1, -1])), np.uint8)
-        filled = mmap.mmap(-1, self._shapes.size * 4)
-        self._filled = np.frombuffer(filled, np.int32).reshape(self._shapes.shape)  # (n, levels, 2) h', w'; 0: empty
+    def __init__(self, shapes: NDArray[np.int64], channels: tuple[int, ...]) -> None:
+        """Makes room, which is taken as it is filled.
+
+        Args:
+            shapes: (n, levels, 2) expected (h', w').
+            channels: behind height and width: (3,) for RGB, () for masks.
+        """
+        self._shapes = shapes
+        self._channels = channels
+        self._sizes = shapes.prod(-1) * math.prod(channels)  # (n, levels) bytes
+        self._starts = self._sizes.cumsum().reshape(self._sizes.shape) - self._sizes
+        self._bytes = np.frombuffer(mmap.mmap(-1, int(self._sizes.sum())), np.uint8)
+        filled = mmap.mmap(-1, shapes.size * 4)
+        self._filled = np.frombuffer(filled, np.int32).reshape(shapes.shape)  # (n, levels, 2) h', w'; 0: empty
         self._lock = multiprocessing.Lock()
 
-    def get(self, row: int, level: int) -> NDArray[np.uint8] | None:
-        """Pixels (h', w', 3), read-only; None where they are not known yet."""
+    def get(self, row: int, level: int = 0) -> NDArray[np.uint8] | None:
+        """(h', w', *channels), read-only; None where it is not known yet."""
         with self._lock:
             height, width = self._filled[row, level].tolist()
         if not height:
             return None
-        pixels = self._slot(row, level, height, width)
-        pixels.flags.writeable = False
-        return pixels
+        decoded = self._slot(row, level, height, width)
+        decoded.flags.writeable = False
+        return decoded
 
-    def put(self, row: int, level: int, pixels: NDArray[np.uint8]) -> None:
-        """Keeps pixels; a format that knows no reduction fills the slot of the whole image."""
-        height, width = pixels.shape[:2]
-        if (height, width) not in (tuple(self._shapes[row, 0]), tuple(self._shapes[row, level])):
+    def put(self, row: int, decoded: NDArray[np.uint8], level: int = 0) -> None:
+        """Keeps what fits; a format that knows no reduction fills the slot of the whole image."""
+        height, width = decoded.shape[:2]
+        if decoded.size > self._sizes[row, self._place(row, level, height, width)]:
             return
-        self._slot(row, level, height, width)[:] = pixels
+        self._slot(row, level, height, width)[:] = decoded
         with self._lock:
             self._filled[row, level] = height, width
 
+    def _place(self, row: int, level: int, height: int, width: int) -> int:
+        return 0 if (height, width) == tuple(self._shapes[row, 0]) else level
+
     def _slot(self, row: int, level: int, height: int, width: int) -> NDArray[np.uint8]:
-        whole = (height, width) == tuple(self._shapes[row, 0])
-        start = int(self._starts[row, 0 if whole else level])
-        return self._bytes[start : start + height * width * 3].reshape(height, width, 3)
+        start = int(self._starts[row, self._place(row, level, height, width)])
+        shape = (height, width, *self._channels)
+        return self._bytes[start : start + math.prod(shape)].reshape(shape)

@@ -23,7 +23,7 @@ BUCKET = 8
 """Boxes are padded to multiples of this, so that few shapes reach a compiled step."""
 
 Size = tuple[int, int]
-Targets = Literal["boxes", "label", "none"]
+Targets = Literal["boxes", "masks", "label", "none"]
 DrawPlan = Callable[[np.random.Generator, Size, Boxes | None], Plan]
 FixedPlan = Callable[[Size], Plan]
 
@@ -64,8 +64,9 @@ class EvaluationSamples:
 def _sample(pictures: Pictures, row: int, plan_for: Callable[[Size, Boxes | None], Plan], targets: Targets) -> Sample:
     index, info = pictures.index, pictures.info(row)
     boxes = shown_boxes(index, row, pictures.data, info) if targets == "boxes" else None
+    mask = pictures.mask(row) if targets == "masks" else None
     plan = plan_for(info.shown_size, boxes)
-    warped = apply(plan, pictures.pixels(row, plan.min_scale), info.shown_size, boxes)
+    warped = apply(plan, pictures.pixels(row, plan.min_scale), info.shown_size, boxes, mask)
     return Sample(
         image_id=row,
         images=warped.pixels[None],
@@ -73,6 +74,7 @@ def _sample(pictures: Pictures, row: int, plan_for: Callable[[Size, Boxes | None
         size=info.shown_size,
         valid=np.array([warped.valid], np.int64),
         boxes=warped.boxes,
+        mask=warped.mask,
         label=index.image_class(row) if targets == "label" else None,
     )
 

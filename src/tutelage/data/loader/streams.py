@@ -36,7 +36,7 @@ from tutelage.data.loader.samples import (
     collate_evaluation,
     collate_training,
 )
-from tutelage.types import Batch, Boxes, InputError, Skipped
+from tutelage.types import Annotation, Batch, Boxes, InputError, Skipped
 
 
 class StreamOptions(TypedDict):
@@ -58,17 +58,22 @@ class StreamOptions(TypedDict):
 
 
 def train_batches(
-    index: Index, *, canvas: Size, augment: AugmentConfig, **options: Unpack[StreamOptions]
+    index: Index,
+    *,
+    canvas: Size,
+    augment: AugmentConfig,
+    annotation: Annotation = "boxes",
+    **options: Unpack[StreamOptions],
 ) -> Iterator[list[Batch]]:
-    """For each step from `first_step` on this rank's micro-batches, augmented, with boxes.
+    """For each step from `first_step` on this rank's micro-batches, augmented, with boxes or masks.
 
     Order and every byte depend on seed, round, stream, epoch and row alone: never on ranks, workers, micro-batches or
     where the training was continued.
 
     Raises:
-        InputError: no images; a batch that cannot be divided; while iterating, an image that cannot be read.
+        InputError: no images; a batch that cannot be divided; while iterating, an image or mask that cannot be read.
     """
-    return _train_stream(index, partial(_detection_plan, augment, canvas), "boxes", **options)
+    return _train_stream(index, partial(_task_plan, augment, canvas), annotation, **options)
 
 
 def classification_batches(
@@ -88,7 +93,7 @@ def evaluation_batches(
     workers: int,
     tolerant: bool,
 ) -> Iterator[tuple[Batch | None, list[Skipped]]]:
-    """The images of `rows` (all when None) in their order, resized to fit the canvas, without boxes.
+    """The images of `rows` (all when None) in their order, resized to fit the canvas, without targets.
 
     Each batch stands beside what was skipped among its rows; it is None where nothing else was left.
 
@@ -125,9 +130,7 @@ def classification_evaluation_batches(
         yield batch
 
 
-def _detection_plan(
-    augment: AugmentConfig, canvas: Size, rng: np.random.Generator, size: Size, boxes: Boxes | None
-) -> Plan:
+def _task_plan(augment: AugmentConfig, canvas: Size, rng: np.random.Generator, size: Size, boxes: Boxes | None) -> Plan:
     return draw_plan(augment, rng, size, canvas, boxes)
 
 
@@ -146,7 +149,7 @@ def _train_stream(
         raise InputError(f"stream {options['stream']!r}: there are no images in it. Give data that has some.")
     order = Order(**{name: options[name] for name in Order.__dataclass_fields__})  # type: ignore[literal-required]
     rng_of = partial(sample_rng, options["seed"], options["round"], options["stream"])
-    pictures = Pictures(index, options["data"], options["cache_megabytes"])
+    pictures = Pictures(index, options["data"], options["cache_megabytes"], with_masks=targets == "masks")
     samples = TrainSamples(pictures, draw_plan, rng_of, targets)
     keys = order.micro_batch_keys(len(index))
     batches = _loaded(samples, keys, collate_training, options["workers"], pin=options["pin"])
