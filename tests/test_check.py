@@ -15,11 +15,12 @@ from PIL import Image
 
 from tutelage.config import DataConfig
 from tutelage.data import survey as survey_module
-from tutelage.data.check import CheckReport, check_sets, contact_sheet, draw_boxes
+from tutelage.data.check import CheckReport, check_sets
 from tutelage.data.demo import draw_scene
 from tutelage.data.duplicates import HashBook, groups_of, leaks_between, near_duplicate_groups
 from tutelage.data.gap import Gap, gap_between
 from tutelage.data.index import Index
+from tutelage.data.sheets import contact_sheet, draw_boxes
 from tutelage.data.sources import DataSets
 from tutelage.data.survey import Prints, survey
 from tutelage.types import IGNORE_REGION, Boxes, InputError

@@ -14,60 +14,25 @@ from numpy.typing import NDArray
 
 from tutelage.config import DataConfig
 from tutelage.data.duplicates import Leaks, leaks_between
-from tutelage.data.findings import Finding, annotation_findings, counted, grouped, image_findings, pixel_boxes
+from tutelage.data.findings import Finding, box_findings, counted, image_findings, size_findings
 from tutelage.data.gap import Gap, gap_between, pool_sample
 from tutelage.data.index import Index
-from tutelage.data.sheets import contact_sheet, draw_boxes
+from tutelage.data.mask_findings import ignored_share, mask_findings, mask_sizes, refuse_misfits
 from tutelage.data.sources import DataSets
+from tutelage.data.summary import MaskSummary, Summary, summarize, summarize_masks
 from tutelage.data.survey import Survey, survey
-from tutelage.types import NOT_IGNORED, InputError
-
-__all__ = ["CheckReport", "Summary", "check_sets", "contact_sheet", "draw_boxes"]
+from tutelage.types import InputError
 
 MAX_LEAKED = 0.05  # share of labeled images in test or val above which something is wrong with the split
 EQUAL_POOL = 0.95  # share of sampled pool images in test above which the pool is the test set
-SMALL_AREA, LARGE_AREA = 32**2, 96**2  # square pixels, as COCO bins sizes
-CLASSES_SHOWN = 20
 HELD_OUT = {"test": "the test set", "val": "the selection split"}
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """What is in a set."""
-
-    name: str
-    description: str
-    images: int
-    image_sizes: str
-    boxes_per_class: dict[str, int] | None  # none where labels are absent or hidden
-    boxes_per_image: tuple[int, int, int] = (0, 0, 0)  # least, median, most
-    box_sizes: tuple[float, float, float] | None = None  # shares small, medium, large
-
-    def lines(self) -> Iterator[str]:
-        """The set in a few lines, each complete in itself."""
-        hidden = "" if self.boxes_per_class is not None else " (labels are not used)"
-        yield f"{self.name}: {self.description}{hidden}"
-        facts = [self.image_sizes] if self.image_sizes else []
-        if self.boxes_per_class:
-            least, median, most = self.boxes_per_image
-            facts.append(f"{least} to {most} boxes an image, median {median}")
-        if self.box_sizes:
-            names = ("small", "medium", "large")
-            facts.append(", ".join(f"{share:.0%} {name}" for share, name in zip(self.box_sizes, names, strict=True)))
-        if facts:
-            yield f"{self.name}: {'; '.join(facts)}"
-        if self.boxes_per_class:
-            ranked = sorted(self.boxes_per_class.items(), key=lambda item: -item[1])
-            shown = ", ".join(f"{name} {grouped(count)}" for name, count in ranked[:CLASSES_SHOWN])
-            more = f", and {len(ranked) - CLASSES_SHOWN} classes more" if len(ranked) > CLASSES_SHOWN else ""
-            yield f"{self.name}: boxes of {shown}{more}"
 
 
 @dataclass(frozen=True, slots=True)
 class CheckReport:
     """Everything that the check found."""
 
-    summaries: list[Summary]
+    summaries: list[Summary | MaskSummary]
     findings: list[Finding]
     leaks: dict[str, Leaks]  # labeled images that are also in "test" and "val"; absent where that was not looked at
     pool_looked_at: int
@@ -117,11 +82,12 @@ def check_sets(sets: DataSets, data: DataConfig, *, seed: int, annotations_only:
     people = {"labeled": sets.labeled, "val": sets.val, "test": sets.test}
     labeled_sets = {name: index for name, index in people.items() if index is not None}
     looks = {} if annotations_only else {name: survey(index, data) for name, index in labeled_sets.items()}
-    summaries = [_summary(name, index, looks.get(name)) for name, index in labeled_sets.items()]
+    summaries: list[Summary | MaskSummary] = []
     findings: list[Finding] = []
     for name, index in labeled_sets.items():
-        findings += annotation_findings(name, index, looks.get(name))
-        findings += image_findings(name, index, looks[name], data) if name in looks else ()
+        summary, found = (_masks if index.has_masks else _boxes)(name, index, looks.get(name), data)
+        summaries.append(summary)
+        findings += [*found, *(image_findings(name, index, looks[name]) if name in looks else ())]
     findings += _class_findings(labeled_sets)
     leaks: dict[str, Leaks] = {}
     gap, looked_at = None, 0
@@ -131,47 +97,28 @@ def check_sets(sets: DataSets, data: DataConfig, *, seed: int, annotations_only:
     if sets.pool is not None:
         sample = pool_sample(sets.pool, seed)
         look = None if annotations_only else survey(sample, data, tolerant=True)
-        summaries.insert(1, _summary("pool", sets.pool, look, hidden=True))
+        summaries.insert(1, summarize("pool", sets.pool, look, hidden=True))
         if look is not None:
-            findings += [*image_findings("pool", sample, look, data), *_pool_findings(look, looks)]
+            findings += [*image_findings("pool", sample, look), *_pool_findings(look, looks)]
+            findings += () if sample.has_masks else size_findings("pool", sample, look, data)
             gap, looked_at = gap_between(looks["labeled"], look), len(sample)
     return CheckReport(summaries, findings, leaks, looked_at, gap)
 
 
-def _summary(name: str, index: Index, look: Survey | None, *, hidden: bool = False) -> Summary:
-    sizes = look.sizes[look.usable] if look is not None else index.sizes()
-    extent = _extent(sizes[(sizes > 0).all(axis=1)])
-    if look is not None and len(look) < len(index):
-        extent = f"{grouped(len(look))} images looked at, {extent}"
-    if hidden or not index.annotated:
-        return Summary(name, index.description, len(index), extent, None)
-    columns = index.box_columns()
-    plain = columns.ignore == NOT_IGNORED
-    per_class = np.bincount(columns.labels[plain], minlength=len(index.class_names))
-    per_image = np.bincount(columns.images, minlength=len(index)) if len(index) else np.zeros(1, np.int64)
-    spread = int(per_image.min()), int(np.median(per_image)), int(per_image.max())
-    by_class = dict(zip(index.class_names, per_class.tolist(), strict=True))
-    return Summary(name, index.description, len(index), extent, by_class, spread, _box_sizes(index, look))
+def _boxes(name: str, index: Index, look: Survey | None, data: DataConfig) -> tuple[Summary, list[Finding]]:
+    found = list(box_findings(name, index, look))
+    if look is not None:
+        found += size_findings(name, index, look, data)
+    return summarize(name, index, look), found
 
 
-def _extent(sizes: NDArray[np.int32]) -> str:
-    """Sizes (n, 2) of images in words."""
-    if not len(sizes):
-        return ""
-    area = sizes.astype(np.int64).prod(axis=1)
-    least, most = (f"{sizes[row, 1]} x {sizes[row, 0]}" for row in (area.argmin(), area.argmax()))
-    return f"{least} pixels" if (sizes == sizes[0]).all() else f"{least} to {most} pixels"
-
-
-def _box_sizes(index: Index, look: Survey | None) -> tuple[float, float, float] | None:
-    columns = index.box_columns()
-    boxes, known = pixel_boxes(index, columns, look)
-    spans = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-    area = np.where(columns.relative, spans, columns.area)[known]
-    if not len(area):
-        return None
-    small, large = float((area < SMALL_AREA).mean()), float((area >= LARGE_AREA).mean())
-    return small, 1 - small - large, large
+def _masks(name: str, index: Index, look: Survey | None, data: DataConfig) -> tuple[MaskSummary, list[Finding]]:
+    if look is None:
+        return summarize_masks(name, index, None, None), list(mask_findings(name, index, None, data, None))
+    sizes = mask_sizes(index)
+    refuse_misfits(name, index, look, sizes)
+    summary = summarize_masks(name, index, look, ignored_share(index, sizes))
+    return summary, list(mask_findings(name, index, look, data, sizes))
 
 
 def _class_findings(labeled_sets: dict[str, Index]) -> Iterator[Finding]:
@@ -181,8 +128,10 @@ def _class_findings(labeled_sets: dict[str, Index]) -> Iterator[Finding]:
         counts = np.bincount(index.box_columns().labels, minlength=len(shown))
         missing = [label for label in np.flatnonzero(counts) if label >= len(shown) or not shown[label]]
         if missing:
-            names = ", ".join(f"{index.class_names[label]} ({counts[label]})" for label in missing)
-            text = f"boxes of classes without a labeled example, which cannot be learned: {names}"
+            amounts = [counted(int(count), "image") if index.has_masks else str(count) for count in counts]
+            names = ", ".join(f"{index.class_names[label]} ({amounts[label]})" for label in missing)
+            things = "pixels" if index.has_masks else "boxes"
+            text = f"{things} of classes without a labeled example, which cannot be learned: {names}"
             yield Finding(name, text, len(missing))
 
 

@@ -66,7 +66,7 @@ def pixel_boxes(
     return columns.xyxy * scale, np.asarray((scale > 0).all(axis=1))
 
 
-def annotation_findings(name: str, index: Index, look: Survey | None) -> Iterator[Finding]:
+def box_findings(name: str, index: Index, look: Survey | None) -> Iterator[Finding]:
     """Findings about boxes and classes; pixel sizes of relative boxes need a look at the images."""
     yield from (Finding(name, f"{grouped(count)} {what}", count) for what, count in index.counts.items() if count)
     columns = index.box_columns()
@@ -84,14 +84,14 @@ def annotation_findings(name: str, index: Index, look: Survey | None) -> Iterato
     for flawed, text in checks:
         rows = columns.images[flawed & plain]
         if len(rows):
-            yield Finding(name, f"{counted(len(rows), 'box', 'boxes')} {text}", len(rows), _named(index, rows))
+            yield Finding(name, f"{counted(len(rows), 'box', 'boxes')} {text}", len(rows), named(index, rows))
 
 
 def _empty_images(name: str, index: Index, columns: BoxColumns) -> Iterator[Finding]:
     empty = np.flatnonzero(np.bincount(columns.images, minlength=len(index)) == 0)
     if len(empty):
         text = f"{counted(len(empty), 'image')} without a box; whatever is seen there counts as background"
-        yield Finding(name, text, len(empty), _named(index, empty))
+        yield Finding(name, text, len(empty), named(index, empty))
 
 
 def _rare_classes(name: str, index: Index, columns: BoxColumns) -> Iterator[Finding]:
@@ -126,19 +126,15 @@ def _overlap(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np
     return np.asarray(inside / np.maximum(total, 1e-12))
 
 
-def image_findings(name: str, index: Index, look: Survey, data: DataConfig) -> Iterator[Finding]:
+def image_findings(name: str, index: Index, look: Survey) -> Iterator[Finding]:
     """Findings about the image files themselves."""
     broken = np.flatnonzero(~look.usable)
     if len(broken):
         text = f"{counted(len(broken), 'image')} that cannot be used; skipped"
         yield Finding(name, text, len(broken), tuple(str(reason) for reason in look.reasons[broken[:EXAMPLES]]))
-    annotated, longer, shorter = index.sizes(), look.sizes.max(axis=1), look.sizes.min(axis=1)
-    disagree = (
-        (annotated > 0).all(axis=1) & (annotated != look.sizes).any(axis=1) & (annotated != look.stored).any(axis=1)
-    )
+    longer, shorter = look.sizes.max(axis=1), look.sizes.min(axis=1)
     copies = _later_copies(look)
     checks = (
-        (disagree, "of another size than annotated; are these the images that the boxes were drawn on?"),
         (look.truncated, "ending early; the rest was filled in"),
         (
             longer > LONG_IMAGE * shorter,
@@ -150,9 +146,7 @@ def image_findings(name: str, index: Index, look: Survey, data: DataConfig) -> I
     for flawed, text in checks:
         rows = np.flatnonzero(flawed & look.usable)
         if len(rows):
-            yield Finding(name, f"{counted(len(rows), 'image')} {text}", len(rows), _named(index, rows))
-    if index.annotated and not index.shown:
-        yield from _turned_images(name, index, look, data)
+            yield Finding(name, f"{counted(len(rows), 'image')} {text}", len(rows), named(index, rows))
 
 
 def _later_copies(look: Survey) -> NDArray[np.bool_]:
@@ -163,27 +157,42 @@ def _later_copies(look: Survey) -> NDArray[np.bool_]:
     return later & look.usable
 
 
-def _turned_images(name: str, index: Index, look: Survey, data: DataConfig) -> Iterator[Finding]:
-    """How boxes of images with an EXIF orientation are understood."""
-    turned = (
-        look.usable
-        & (look.orientation != UPRIGHT)
-        & (index.labels_per_image()[0][1:] > index.labels_per_image()[0][:-1])
+def size_findings(name: str, index: Index, look: Survey, data: DataConfig) -> Iterator[Finding]:
+    """Whether the sizes that boxes were annotated for are those of the images, as shown or as stored."""
+    annotated = index.sizes()
+    disagree = (
+        (annotated > 0).all(axis=1) & (annotated != look.sizes).any(axis=1) & (annotated != look.stored).any(axis=1)
     )
+    rows = np.flatnonzero(disagree & look.usable)
+    if len(rows):
+        text = "of another size than annotated; are these the images that the boxes were drawn on?"
+        yield Finding(name, f"{counted(len(rows), 'image')} {text}", len(rows), named(index, rows))
+    yield from turned_findings(name, index, look, data, annotated, "boxes")
+
+
+def turned_findings(
+    name: str, index: Index, look: Survey, data: DataConfig, annotated: NDArray[np.int32], things: str
+) -> Iterator[Finding]:
+    """How boxes or masks of images with an EXIF orientation are understood, `annotated` (n, 2) being their size."""
+    if not index.annotated or index.shown:
+        return
+    offsets, _ = index.labels_per_image()
+    turned = look.usable & (look.orientation != UPRIGHT) & (offsets[1:] > offsets[:-1])
     square = (look.stored == look.sizes).all(axis=1)
-    stored = (index.sizes() == look.stored).all(axis=1) & ~square
-    shown = (index.sizes() == look.sizes).all(axis=1) & ~square
+    stored = (annotated == look.stored).all(axis=1) & ~square
+    shown = (annotated == look.sizes).all(axis=1) & ~square
+    size = "the annotated size says" if things == "boxes" else "their size says"
     cases = (
-        (stored, "boxes taken as drawn on the stored pixels, as the annotated size says"),
-        (shown, "boxes taken as drawn on the shown pixels, as the annotated size says"),
-        (~stored & ~shown, f"boxes taken as drawn on the {data.boxes_in} pixels; if wrong, change data.boxes_in"),
+        (stored, f"{things} taken as drawn on the stored pixels, as {size}"),
+        (shown, f"{things} taken as drawn on the shown pixels, as {size}"),
+        (~stored & ~shown, f"{things} taken as drawn on the {data.boxes_in} pixels; if wrong, change data.boxes_in"),
     )
     for case, text in cases:
         rows = np.flatnonzero(turned & case)
         if len(rows):
-            yield Finding(name, f"{counted(len(rows), 'image')} turned by EXIF: {text}", len(rows), _named(index, rows))
+            yield Finding(name, f"{counted(len(rows), 'image')} turned by EXIF: {text}", len(rows), named(index, rows))
 
 
-def _named(index: Index, rows: Rows) -> tuple[str, ...]:
+def named(index: Index, rows: Rows) -> tuple[str, ...]:
     """Paths of the first few different images."""
     return tuple(index.relative_path(int(row)) for row in dict.fromkeys(rows[: 10 * EXAMPLES].tolist()))[:EXAMPLES]
