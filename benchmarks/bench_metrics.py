@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 
-from tutelage.stats import paired_difference, resample_weights
+from tutelage.stats import bootstrap, paired_difference
 from tutelage.tasks.metrics import bootstrap_metrics, detection_metrics, match_detections
 from tutelage.tasks.metrics.coco import coco_results, coco_truth
 from tutelage.types import Boxes
@@ -70,11 +70,11 @@ def main(num_images: int = IMAGES, resamples: int = RESAMPLES) -> None:
     evaluated = time.perf_counter()
     matches = [match_detections(truth, model, CLASSES) for model in models]
     matched = time.perf_counter()
-    weights = resample_weights(np.arange(num_images), resamples, rng)
-    one, other = (bootstrap_metrics(match, weights, threads=threads)["ap"] for match in matches)
+    draws = bootstrap(np.arange(num_images), resamples, rng)
+    one, other = (bootstrap_metrics(match, draws.weights, threads=threads)["ap"] for match in matches)
     done = time.perf_counter()
     peer = pycocotools_seconds(truth, models[0])
-    difference = paired_difference(one, other, points[0], points[1], 0.95)
+    difference = paired_difference(one, other, points[0], points[1], draws.kind, 0.95)
     print(f"   {num_images} images, {CLASSES} classes, {resamples} resamples, 2 models, {threads} threads")
     print(f"   point figures (faster-coco-eval) {evaluated - start:.1f} s; pycocotools, one model {peer:.1f} s")
     print(
@@ -83,6 +83,7 @@ def main(num_images: int = IMAGES, resamples: int = RESAMPLES) -> None:
     print(
         f"   resampling {done - matched:.1f} s; matching and resampling {done - evaluated:.1f} s (aim {AIM_SECONDS} s)"
     )
+    assert difference is not None, "both models find something"
     print(
         f"   difference {100 * difference.mean:+.2f} ({100 * difference.low:+.2f} to {100 * difference.high:+.2f}) AP"
     )

@@ -1,18 +1,24 @@
-"""Intervals against known numbers and by simulation; verdicts word by word."""
+"""Draws and intervals against known numbers; verdicts word by word. How often intervals hold: test_coverage.py."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tutelage.stats import (
+    FEW_GROUPS,
     Interval,
+    Kind,
+    Resampled,
+    bootstrap,
     convergence_sentence,
     covers,
+    draw,
+    figure_interval,
+    leave_one_out,
     paired_difference,
-    percentile_interval,
     recommend,
-    resample_weights,
     seeds_and_images,
     separate_intervals,
     shown,
@@ -22,20 +28,18 @@ from tutelage.stats import (
     t_quantile,
     verdict,
 )
-from tutelage.tasks.metrics import bootstrap_metrics, match_detections
-from tutelage.types import Boxes, InputError
 
 
 def interval(low: float, high: float, mean: float | None = None) -> Interval:
     return Interval((low + high) / 2 if mean is None else mean, low, high, 1000, "")
 
 
-# Resamples
+# Draws
 
 
 def test_a_resample_draws_whole_groups_and_keeps_their_number() -> None:
     groups = np.array(["b", "a", "b", "c", "a", "b"])
-    weights = resample_weights(groups, 500, np.random.default_rng(0))
+    weights = bootstrap(groups, 500, np.random.default_rng(0)).weights
     assert weights.shape == (500, 6)
     np.testing.assert_array_equal(weights[:, 0], weights[:, 2])
     np.testing.assert_array_equal(weights[:, 0], weights[:, 5])
@@ -46,9 +50,32 @@ def test_a_resample_draws_whole_groups_and_keeps_their_number() -> None:
 
 
 def test_resamples_follow_the_generator_alone() -> None:
-    one, same, other = (resample_weights(np.arange(50), 10, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    one, same, other = (bootstrap(np.arange(50), 10, np.random.default_rng(seed)).weights for seed in (1, 1, 2))
     np.testing.assert_array_equal(one, same)
     assert (one != other).any()
+
+
+def test_few_groups_are_left_out_one_by_one() -> None:
+    draws = leave_one_out(np.array(["b", "a", "b", "c"]))
+    assert draws.kind == "leave-one-out"
+    assert draws.weights.tolist() == [[1, 0, 1, 1], [0, 1, 0, 1], [1, 1, 1, 0]]  # without a, b and c
+
+
+def test_the_number_of_groups_decides_not_that_of_images() -> None:
+    rng = np.random.default_rng(0)
+    few, many = (draw(np.arange(200) % count, 7, rng) for count in (FEW_GROUPS - 1, FEW_GROUPS))
+    assert few.kind == "leave-one-out" and few.weights.shape == (FEW_GROUPS - 1, 200)
+    assert many.kind == "bootstrap" and many.weights.shape == (7, 200)
+    assert draw(np.zeros(0, int), 7, rng).weights.shape == (0, 0), "no images"
+
+
+def test_kept_figures_keep_the_kind_of_their_draws(tmp_path: Path) -> None:
+    figures = {"ap": np.array([0.1, np.nan]), "class_ap": np.arange(6.0).reshape(2, 3)}
+    Resampled("leave-one-out", figures).save(tmp_path / "x.npz")
+    found = Resampled.load(tmp_path / "x.npz")
+    assert found.kind == "leave-one-out" and list(found.figures) == ["ap", "class_ap"]
+    for name, values in figures.items():
+        np.testing.assert_array_equal(found.figures[name], values)
 
 
 # Intervals
@@ -56,7 +83,8 @@ def test_resamples_follow_the_generator_alone() -> None:
 
 def test_percentiles_leave_undefined_resamples_out() -> None:
     values = np.concatenate([np.arange(101) / 100, [np.nan] * 7])
-    found = percentile_interval(values, 0.4, 0.9, "images")
+    found = figure_interval(values, 0.4, "bootstrap", 0.9, "images")
+    assert found is not None
     assert (found.mean, found.low, found.high) == pytest.approx((0.4, 0.05, 0.95))
     assert found.resamples == 101 and found.covers == "images"
     assert found.as_dict() == {
@@ -69,15 +97,50 @@ def test_percentiles_leave_undefined_resamples_out() -> None:
     }
 
 
-def test_an_undefined_figure_is_an_error_that_says_what_to_do() -> None:
-    with pytest.raises(InputError, match=r"undefined in all 3 resamples.*Raise eval\.resamples"):
-        percentile_interval(np.full(3, np.nan), 0.5, 0.95)
+def test_the_mean_of_equal_groups_left_out_in_turn_has_its_own_t_interval() -> None:
+    values = np.random.default_rng(0).uniform(size=12)
+    without = leave_one_out(np.arange(12)).weights @ values / 11
+    found, known = figure_interval(without, values.mean(), "leave-one-out", 0.95, "x"), t_interval(values.tolist(), 0.95, "x")
+    assert found is not None and found.resamples == 0
+    assert found.as_dict() == pytest.approx(known.as_dict())
 
 
-def test_a_pair_is_compared_resample_by_resample() -> None:
+def test_a_cluster_t_interval_by_hand() -> None:
+    # Groups of 1, 2 and 3 images: total 3 of 6. Without them 3/5, 2/4 and 1/3; squares about 1/2 sum to 0.0377778.
+    correct, group = np.array([0.0, 1, 0, 1, 1, 0]), np.array([0, 1, 1, 2, 2, 2])
+    weights = leave_one_out(group).weights
+    found = paired_difference(weights @ correct / weights.sum(axis=1), np.zeros(3), 0.5, 0.0, "leave-one-out", 0.95)
+    assert found is not None and found.high - 0.5 == pytest.approx(4.302653 * math.sqrt(2 / 3 * 0.0377778))
+    assert found.mean == 0.5 and found.low == pytest.approx(1 - found.high)
+
+
+def test_a_figure_stays_in_its_bounds_and_a_difference_has_none() -> None:
+    without = np.array([0.9, 1.0, 1.0, 0.8])
+    figure = figure_interval(without, 0.95, "leave-one-out", 0.95)
+    difference = paired_difference(without, 0 * without, 0.95, 0.0, "leave-one-out", 0.95)
+    assert figure is not None and difference is not None
+    assert figure.high == 1.0 < difference.high and figure.low == difference.low
+
+
+@pytest.mark.parametrize("kind", ["bootstrap", "leave-one-out"])
+def test_a_figure_without_defined_draws_has_no_interval(kind: Kind) -> None:
+    undefined = np.full(3, np.nan)
+    assert figure_interval(undefined, 0.5, kind, 0.95) is None
+    assert paired_difference(undefined, undefined, 0.5, 0.4, kind, 0.95) is None
+
+
+def test_one_group_has_no_interval_nor_has_a_figure_that_is_undefined_without_a_group() -> None:
+    one = leave_one_out(np.zeros(9, int)).weights
+    assert one.tolist() == [[0] * 9], "nothing is left"
+    assert figure_interval(np.array([0.5]), 0.5, "leave-one-out", 0.95) is None
+    assert figure_interval(np.array([0.5, np.nan, 0.6]), 0.5, "leave-one-out", 0.95) is None
+    assert figure_interval(np.array([0.5, np.nan, 0.6]), 0.5, "bootstrap", 0.95) is not None
+
+
+def test_a_pair_is_compared_draw_by_draw() -> None:
     common = np.random.default_rng(0).normal(0, 10, 1000)
-    found = paired_difference(common + 1, common, 5.0, 4.0, 0.95)
-    assert (found.mean, found.low, found.high) == pytest.approx((1.0, 1.0, 1.0))
+    found = paired_difference(common + 1, common, 5.0, 4.0, "bootstrap", 0.95)
+    assert found is not None and (found.mean, found.low, found.high) == pytest.approx((1.0, 1.0, 1.0))
 
 
 @pytest.mark.parametrize(
@@ -116,149 +179,98 @@ def test_seeds_and_images_add_in_quadrature_end_by_end() -> None:
     assert found.covers == "both"
 
 
-# Coverage by simulation: how often an interval of 95 % holds the truth.
-
-
-def boxes_of_images(rng: np.random.Generator, num_images: int, found: float) -> tuple[list[Boxes], list[list[Boxes]]]:
-    """Truth, and detections of two models that find boxes with chance `found` and 0.6; images are hard or easy."""
-    place = np.arange(4) * 20.0
-    xyxy = np.stack([place, place * 0, place + 10, place * 0 + 10], axis=1)
-    truth, models = [], ([], [])
-    for _ in range(num_images):
-        count = int(rng.integers(1, 4))
-        truth.append(Boxes.build(xyxy[:count], np.zeros(count)))
-        ease = rng.uniform(-0.3, 0.3)
-        for model, chance in zip(models, (found, 0.6), strict=True):
-            hit = rng.uniform(size=count) < chance + ease
-            where = np.vstack([xyxy[:count][hit], xyxy[3:]])  # the last is a false positive
-            scores = np.append(rng.uniform(0.3, 1, hit.sum()), rng.uniform(0, 0.9))
-            model.append(Boxes.build(where, np.zeros(len(where)), scores))
-    return truth, list(models)
-
-
-def ap_difference(truth: list[Boxes], models: list[list[Boxes]], weights: np.ndarray) -> list[np.ndarray]:
-    return [bootstrap_metrics(match_detections(truth, model, 1), weights)["ap"] for model in models]
-
-
-def test_the_paired_bootstrap_of_ap_covers_the_true_difference() -> None:
-    rng = np.random.default_rng(0)
-    truth, models = boxes_of_images(rng, 20_000, 0.7)
-    one, other = ap_difference(truth, models, np.ones((1, len(truth)), int))
-    true_difference = float(one[0] - other[0])
-    trials, held = 160, 0
-    for _ in range(trials):
-        truth, models = boxes_of_images(rng, 80, 0.7)
-        weights = resample_weights(np.arange(80), 200, rng)
-        weights[0] = 1  # the measured figures
-        one, other = ap_difference(truth, models, weights)
-        found = paired_difference(one[1:], other[1:], one[0], other[0], 0.95)
-        held += found.low <= true_difference <= found.high
-    assert true_difference > 0.03
-    assert 0.905 <= held / trials <= 0.99
-
-
-def test_groups_are_resampled_whole_or_the_interval_is_too_narrow() -> None:
-    rng = np.random.default_rng(1)
-    groups = np.repeat(np.arange(40), 10)
-    held = {"groups": 0, "images": 0}
-    for _ in range(200):
-        values = np.repeat(rng.normal(size=40), 10) + 0.3 * rng.normal(size=400)
-        for name, ids in (("groups", groups), ("images", np.arange(400))):
-            means = resample_weights(ids, 200, rng) @ values / 400
-            found = percentile_interval(means, float(values.mean()), 0.95)
-            held[name] += found.low <= 0 <= found.high
-    assert held["groups"] / 200 >= 0.9
-    assert held["images"] / 200 <= 0.6
-
-
-@pytest.mark.parametrize("num_seeds", [2, 3, 5])
-def test_seeds_and_images_together_cover_what_neither_covers_alone(num_seeds: int) -> None:
-    rng = np.random.default_rng(num_seeds)
-    held, images_alone, trials = 0, 0, 600
-    for _ in range(trials):
-        common = rng.normal(0, 1)  # what the choice of test images does to every seed alike
-        seeds = t_interval(common + rng.normal(0, 1, num_seeds), 0.95)
-        images = interval(seeds.mean - 1.96, seeds.mean + 1.96)
-        both = seeds_and_images(seeds, images)
-        held += both.low <= 0 <= both.high
-        images_alone += images.low <= 0 <= images.high
-    assert held / trials >= 0.94
-    assert images_alone / trials <= 0.925
-
-
-def test_simultaneous_intervals_rarely_show_what_is_not_there() -> None:
-    rng = np.random.default_rng(2)
-    false_alarms, alone, trials, num_classes = 0, 0, 150, 20
-    for _ in range(trials):
-        values = rng.normal(size=(60, num_classes))  # a difference of zero in every class
-        means = resample_weights(np.arange(60), 300, rng) @ values / 60
-        points = values.mean(axis=0)
-        found = simultaneous_differences(means, 0 * means, points, 0 * points, np.full(num_classes, 60), 0.95)
-        false_alarms += any(one is not None and shown(one) for one in found)
-        alone += any(shown(percentile_interval(means[:, k], points[k], 0.95)) for k in range(num_classes))
-    assert false_alarms / trials <= 0.15
-    assert alone / trials >= 0.5
-
-
-def test_classes_too_rare_or_undefined_get_no_interval() -> None:
+@pytest.mark.parametrize("kind", ["bootstrap", "leave-one-out"])
+def test_classes_too_rare_or_undefined_get_no_interval(kind: Kind) -> None:
     rng = np.random.default_rng(3)
-    one, other = rng.normal(1, 0.1, (100, 3)), rng.normal(0, 0.1, (100, 3))
-    found = simultaneous_differences(one, other, [1.0, 1.0, None], [0.0, 0.0, 0.0], np.array([9, 4, 9]), 0.95, "x")
+    one, other = rng.normal(1, 0.01, (20, 3)), rng.normal(0, 0.01, (20, 3))
+    found = simultaneous_differences(one, other, [1, 1, None], [0, 0, 0], np.array([9, 4, 9]), kind, 0.95, "x")
     assert found[1:] == [None, None]
     assert found[0] is not None and shown(found[0]) and found[0].covers == "x"
-    assert simultaneous_differences(one, other, [None] * 3, [None] * 3, np.full(3, 9), 0.95) == [None] * 3
+    assert simultaneous_differences(one, other, [None] * 3, [None] * 3, np.full(3, 9), kind, 0.95) == [None] * 3
 
 
 def test_separate_intervals_are_the_percentiles_of_each_figure() -> None:
     rng = np.random.default_rng(4)
-    values = rng.normal(0.5, 0.1, (200, 5))
+    values = rng.uniform(0.4, 0.6, (200, 5))
     values[:60, 1], values[:, 4] = np.nan, np.nan
-    found = separate_intervals(values, [0.5, 0.4, 0.5, None, 0.5], np.array([9, 5, 4, 9, 9]), 0.9)
-    assert found == [percentile_interval(values[:, k], (0.5, 0.4)[k], 0.9) for k in (0, 1)] + [None] * 3
+    found = separate_intervals(values, [0.5, 0.4, 0.5, None, 0.5], np.array([9, 5, 4, 9, 9]), "bootstrap", 0.9)
+    assert found == [figure_interval(values[:, k], (0.5, 0.4)[k], "bootstrap", 0.9) for k in (0, 1)] + [None] * 3
+
+
+def test_a_rare_class_has_the_degrees_of_freedom_of_the_groups_with_truth() -> None:
+    values = np.random.default_rng(5).uniform(0.49, 0.51, 16)
+    both = separate_intervals(np.stack([values] * 2, axis=1), [0.5, 0.5], np.array([16, 6]), "leave-one-out", 0.95)
+    assert (
+        both[0] is not None and both[1] is not None and both[0] == figure_interval(values, 0.5, "leave-one-out", 0.95)
+    )
+    assert both[1].half_width / both[0].half_width == pytest.approx(2.5706 / 2.1314, abs=1e-4)  # t of 5, of 15
+
+
+def test_few_groups_share_the_error_among_the_classes() -> None:
+    values, zero = np.random.default_rng(6).normal(0.3, 0.01, (16, 4)), np.zeros((16, 4))
+    found = simultaneous_differences(
+        values, zero, [0.3, 0.3, None, 0.3], [0.0] * 4, np.array([16, 16, 16, 6]), "leave-one-out", 0.94
+    )
+    assert found[2] is None and all(one is None or one.resamples == 0 for one in found)
+    for label, freedom in ((0, 15), (1, 15), (3, 5)):  # three classes: 0.98 each
+        error = math.sqrt(15 / 16 * ((values[:, label] - 0.3) ** 2).sum())
+        one = found[label]
+        assert one is not None and one.half_width == pytest.approx(t_quantile(0.98, freedom) * error)
 
 
 # Words
 
 
 def test_one_training_each_never_speaks_of_self_training_helping() -> None:
-    sentence = verdict(interval(0.004, 0.048), metric="ap", num_seeds=1)
+    sentence = verdict(interval(0.004, 0.048), metric="AP", num_seeds=1)
     assert sentence.startswith("These two trained models differ by +2.6 AP")
     assert "interval +0.4 to +4.8" in sentence and "helped" not in sentence
 
 
 def test_an_interval_that_holds_zero_is_not_shown() -> None:
-    sentence = verdict(interval(-0.012, 0.021, mean=0.004), metric="ap50", num_seeds=1)
+    sentence = verdict(interval(-0.012, 0.021, mean=0.004), metric="AP50", num_seeds=1)
     assert sentence.startswith("Not shown: these two trained models differ by +0.4 AP50")
-    assert verdict(interval(-0.012, 0.021), metric="ap50", num_seeds=3).startswith("Not shown: student minus control")
+    assert verdict(interval(-0.012, 0.021), metric="AP50", num_seeds=3).startswith("Not shown: student minus control")
 
 
 def test_several_seeds_may_speak_of_the_method() -> None:
-    sentence = verdict(interval(0.01, 0.03), metric="ap", num_seeds=3)
+    sentence = verdict(interval(0.01, 0.03), metric="AP", num_seeds=3)
     assert sentence == (
         "Self-training helped: student minus control is +2.0 AP, the mean of 3 seeds (interval +1.0 to +3.0)."
     )
-    assert verdict(interval(-0.03, -0.01), metric="ap", num_seeds=2).startswith("Self-training hurt: ")
+    assert verdict(interval(-0.03, -0.01), metric="AP", num_seeds=2).startswith("Self-training hurt: ")
 
 
-def test_an_undefined_difference_is_not_measured() -> None:
-    assert verdict(None, metric="ap75", num_seeds=1).startswith("Not measured: AP75")
+def test_a_difference_without_interval_is_not_measured() -> None:
+    sentence = verdict(None, metric="AP75", num_seeds=1)
+    assert sentence.startswith("Not measured: AP75 of student or control is undefined on the test images, or")
+
+
+def test_metrics_are_called_as_the_caller_shows_them() -> None:
+    assert "differ by +2.0 mIoU (" in verdict(interval(0.01, 0.03), metric="mIoU", num_seeds=1)
 
 
 def test_an_end_near_zero_does_not_read_as_zero() -> None:
-    assert "interval +0.02 to +4.0" in verdict(interval(0.0002, 0.04), metric="ap", num_seeds=1)
+    assert "interval +0.02 to +4.0" in verdict(interval(0.0002, 0.04), metric="AP", num_seeds=1)
 
 
 def test_what_an_interval_covers_is_said() -> None:
-    assert covers(400, 400) == (
+    assert covers(400, 400, "bootstrap") == (
         "the choice of the 400 test images only, not the training: two trainings that differ in nothing but the seed "
         "can differ by more"
     )
-    assert "in 12 groups" in covers(400, 12) and "too narrow" in covers(400, 12)
-    assert "too narrow" not in covers(400, 40)
-    assert covers(400, 400, 3) == (
+    assert covers(400, 400, "bootstrap", 3) == (
         "the choice of the 400 test images, and the 3 seeds that control and student were trained with; their teacher "
         "was trained once"
     )
+    assert "belong together in 60 groups" in covers(400, 60, "bootstrap")
+
+
+def test_few_groups_are_said_to_have_a_t_interval() -> None:
+    sentence = covers(64, 16, "leave-one-out", 3)
+    assert "64 test images, which belong together in 16 groups, and the 3 seeds" in sentence
+    assert sentence.endswith("trained once; it is a cluster t-interval over 16 groups, too few for a bootstrap")
+    assert covers(16, 16, "leave-one-out").endswith("; it is a t-interval over 16 images, too few for a bootstrap")
 
 
 UP, DOWN, UNCLEAR = interval(0.01, 0.02), interval(-0.02, -0.01), interval(-0.01, 0.02)

@@ -19,8 +19,11 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Kind = Literal["bootstrap", "leave-one-out"]
 
-FEW_GROUPS = 30
-"""Below this many groups (or images, where none belong together) each is left out once, in place of a bootstrap."""
+FEW_GROUPS = 40
+"""Below this many groups (or images, where none belong together) each is left out once, in place of a bootstrap.
+
+Chosen by simulation (benchmarks/coverage.py): from here on bootstrap intervals of 95 % hold the truth in 93 to 95 %.
+"""
 
 
 @dataclass(frozen=True, slots=True)
