@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from tutelage.config import AugmentConfig, DataConfig, PretrainConfig
 from tutelage.data.images import decode, probe
@@ -28,12 +28,14 @@ from tutelage.data.loader import (
     evaluation_batches,
     sample_rng,
     shown_boxes,
+    shown_mask,
     streams,
     train_batches,
 )
 from tutelage.data.loader.pictures import Pictures
 from tutelage.data.loader.samples import TrainSamples
-from tutelage.types import Batch, Boxes, InputError, Sample
+from tutelage.data.masks import MaskCoding, read_mask
+from tutelage.types import IGNORE, Batch, Boxes, InputError, Sample
 
 CANVAS = (64, 96)
 STRONG = AugmentConfig(level="s4", pixel_scale=0.2)
@@ -87,6 +89,42 @@ def options(**changed: Any) -> dict[str, Any]:
         "pin": False,
         **changed,
     }
+
+
+def make_mask_index(folder: Path, count: int = 7, *, side: int = 150) -> Index:
+    """`count` images, each painted in the colors of its mask: class k has gray 80 k."""
+    rng = np.random.default_rng(4)
+    folder.mkdir(exist_ok=True)
+    names = [f"{row}{('.jpg', '.png')[row % 2]}" for row in range(count)]
+    sizes = [(side + 7 * row, side + 60) for row in range(count)]
+    for row, size in enumerate(sizes):
+        mask = cv2.resize(rng.integers(0, 4, (4, 5), dtype=np.uint8), size[::-1], interpolation=cv2.INTER_NEAREST)
+        Image.fromarray(np.repeat(mask[..., None] * np.uint8(80), 3, axis=2)).save(folder / names[row], quality=95)
+        Image.fromarray(np.where(mask == 3, IGNORE, mask).astype(np.uint8)).save(folder / f"{row}.mask.png")
+    return Index.build(
+        roots=[folder],
+        paths=names,
+        class_names=["a", "b", "c"],
+        sizes=sizes,
+        masks=[f"{row}.mask.png" for row in range(count)],
+        codings=[MaskCoding("values", folder, {0: 0, 1: 1, 2: 2, IGNORE: -1})],
+    )
+
+
+def masks_of(index: Index, **changed: Any) -> list[list[tuple[int, bytes, bytes]]]:
+    """Each step's samples as image id, mask and pixels, micro-batches behind one another."""
+    steps = []
+    for micro_batches in train_batches(index, annotation="masks", **options(**changed)):
+        rows = []
+        for batch in micro_batches:
+            assert batch.masks is not None and batch.boxes is None and batch.masks.shape[1:] == CANVAS
+            columns = (batch.masks, batch.images)
+            rows += [
+                (int(batch.image_ids[row]), *(column[row].contiguous().numpy().tobytes() for column in columns))
+                for row in range(len(batch))
+            ]
+        steps.append(rows)
+    return steps
 
 
 def rows_of(batch: Batch) -> list[tuple[Any, ...]]:
@@ -173,6 +211,30 @@ def test_batches_do_not_depend_on_how_they_are_loaded(
     assert steps_of(index, **changed) == reference
 
 
+@pytest.fixture(scope="module")
+def masked(tmp_path_factory: pytest.TempPathFactory) -> Index:
+    folder = tmp_path_factory.mktemp("masked")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TUTELAGE_CACHE", str(tmp_path_factory.mktemp("index")))
+        return make_mask_index(folder)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"workers": 1},
+        {"workers": 2},
+        {"micro_batches": 4},
+        {"cache_megabytes": 64},
+        {"workers": 2, "cache_megabytes": 64},
+    ],
+)
+def test_masks_do_not_depend_on_how_they_are_loaded(masked: Index, changed: dict[str, int]) -> None:
+    reference = masks_of(masked)
+    assert masks_of(masked, **changed) == reference
+    assert masks_of(masked, first_step=3, **changed) == reference[3:]
+
+
 @pytest.mark.parametrize(("world_size", "micro_batches"), [(2, 1), (2, 2), (4, 1)])
 def test_ranks_share_a_step(
     index: Index, reference: list[list[tuple[Any, ...]]], world_size: int, micro_batches: int
@@ -247,6 +309,40 @@ def test_boxes_move_with_their_image(index: Index) -> None:
         assert (batch.boxes.scores[0][valid] == 1).all()
 
 
+def test_masks_move_with_their_image(masked: Index) -> None:
+    """A canvas pixel shows the color of its class, also where a JPEG was decoded at a half or a quarter."""
+    geometry = AugmentConfig(level="s1", jitter=(0.5, 1.1))
+    compared = 0
+    for (batch,) in train_batches(masked, annotation="masks", **options(augment=geometry, num_steps=7)):
+        assert batch.masks is not None
+        for place in range(len(batch)):
+            mask, pixels = batch.masks[place].numpy(), batch.images[place, 0].float().mean(0).numpy()
+            alike = cv2.erode(mask, np.ones((5, 5), np.uint8)) == cv2.dilate(mask, np.ones((5, 5), np.uint8))
+            inside = alike & (mask != IGNORE)
+            assert np.abs(pixels[inside] - 80.0 * mask[inside]).max(initial=0) < 25
+            compared += int(inside.sum())
+            height, width = batch.valid[place, 0].tolist()
+            assert (mask[height:] == IGNORE).all() and (mask[:, width:] == IGNORE).all()
+    assert compared > 10_000
+
+
+def test_kept_masks_are_not_read_again(masked: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(
+        "tutelage.data.loader.pictures.read_mask", lambda file: (asked.append(file.path), read_mask(file))[1]
+    )
+    kept = masks_of(masked, num_steps=7, cache_megabytes=64)
+    assert sorted(asked) == sorted(f"{row}.mask.png" for row in range(7))
+    assert masks_of(masked, num_steps=7) == kept and len(asked) == 7 + 28
+
+
+def test_masks_count_in_the_budget(masked: Index) -> None:
+    """A megabyte holds the seven pictures at their four scales, but not their masks too."""
+    pixels = sum(height * width for height, width in masked.sizes().tolist())
+    assert 3 * 1.328 * pixels < 2**20 < (3 * 1.328 + 1) * pixels
+    assert Pictures(masked, DataConfig(), 1)._infos and not Pictures(masked, DataConfig(), 1, with_masks=True)._infos
+
+
 def test_the_memory_gives_the_bytes_of_the_file_at_every_scale(index: Index) -> None:
     pictures = Pictures(index, DataConfig(), cache_megabytes=64)
     for needed in (1.0, 0.6, 0.5, 0.3, 0.25, 0.2, 0.1, 0.3, 1.0, 0.6):
@@ -319,6 +415,46 @@ def test_boxes_of_a_turned_photograph(tmp_path: Path, annotated: str) -> None:
     inside = batch.images[0, 0, :, y1 + 2 : y2 - 2, x1 + 2 : x2 - 2].float().mean((1, 2))
     assert inside[0] > 200 and inside[1] < 60
     assert batch.sizes.tolist() == [[80, 40]]
+
+
+@pytest.mark.parametrize("drawn_on", ["stored", "shown"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_mask_of_a_turned_photograph(tmp_path: Path, drawn_on: str, orientation: int) -> None:
+    """Bright pixels have class 1, on whichever picture the mask was drawn; Pillow says what is shown."""
+    stored = np.zeros((40, 80, 3), np.uint8)
+    stored[5:15, 50:70] = 255
+    write_turned(tmp_path / "turned.png", stored, orientation)
+    with Image.open(tmp_path / "turned.png") as image:
+        shown = np.asarray(ImageOps.exif_transpose(image))[..., 0] // 255
+    Image.fromarray(stored[..., 0] // 255 if drawn_on == "stored" else shown).save(tmp_path / "mask.png")
+    index = one_mask_index(tmp_path, "turned.png")
+    decided = orientation >= 5  # a turned picture has another size; a mirrored one is decided by the option
+    data = DataConfig() if decided else DataConfig(boxes_in=drawn_on)
+    assert np.array_equal(shown_mask(index, 0, data), shown)
+
+
+def one_mask_index(folder: Path, image: str, mask: str = "mask.png") -> Index:
+    coding = MaskCoding("values", folder, {0: 0, 1: 1})
+    return Index.build(roots=[folder], paths=[image], class_names=["x", "y"], masks=[mask], codings=[coding])
+
+
+def test_a_mask_of_another_size_is_refused(tmp_path: Path) -> None:
+    Image.new("RGB", (80, 40)).save(tmp_path / "image.png")
+    Image.new("L", (79, 40)).save(tmp_path / "mask.png")
+    index = one_mask_index(tmp_path, "image.png")
+    expected = r"mask\.png: the mask is 79 x 40 pixels; its image .*image\.png is 80 x 40, .* Resize the mask"
+    with pytest.raises(InputError, match=expected):
+        shown_mask(index, 0, DataConfig())
+    with pytest.raises(InputError, match=expected):
+        list(train_batches(index, annotation="masks", **options(batch_size=1, workers=1)))
+
+
+def test_an_image_without_mask_teaches_nothing(tmp_path: Path) -> None:
+    Image.new("RGB", (80, 40)).save(tmp_path / "image.png")
+    bare = one_mask_index(tmp_path, "image.png", mask="")
+    assert shown_mask(bare, 0, DataConfig()) is None
+    ((batch,),) = train_batches(bare, annotation="masks", **options(batch_size=1, num_steps=1))
+    assert batch.masks is not None and (batch.masks == IGNORE).all()
 
 
 def test_predicted_boxes_are_never_turned(tmp_path: Path) -> None:

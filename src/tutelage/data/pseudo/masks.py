@@ -98,7 +98,7 @@ class MaskKind:
         """The images with their masks, which stay in the store; the threshold applies whenever one is read."""
         masks: list[str] = targets["masks"].tolist()
         coding = MaskCoding.of_store(store.resolve(), least_levels(limits))
-        return images.with_masks(masks, np.zeros(len(masks), np.int32), (coding,), **described)
+        return images.with_masks(masks, None, (coding,), **described)
 
 
 def least_levels(limits: Limits) -> NDArray[np.uint16]:
