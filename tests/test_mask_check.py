@@ -13,10 +13,13 @@ from PIL import Image
 
 from tutelage.config import DataConfig
 from tutelage.data.check import CheckReport, check_sets
+from tutelage.data.colors import class_colors
 from tutelage.data.demo import class_mask, draw_scene
 from tutelage.data.index import Index
 from tutelage.data.mask_findings import count_seams
 from tutelage.data.masks import MaskCoding
+from tutelage.data.painting import OPACITY, name_places
+from tutelage.data.sheets import augmentation_sheet, contact_sheet, draw_mask
 from tutelage.data.sources import DataSets
 from tutelage.types import IGNORE, InputError
 
@@ -234,3 +237,64 @@ def test_a_pool_needs_no_masks(tmp_path: Path) -> None:
     report = checked(scenes(tmp_path / "l", range(6)), pool=pool)
     assert report.pool_looked_at == 4 and report.gap is not None
     assert "pool: folder p: 4 images (labels are not used)" in report.lines()
+
+
+def test_painted_classes_have_their_colors_and_the_picture_shines_through() -> None:
+    picture = Image.fromarray(np.full((60, 90, 3), 100, np.uint8))
+    mask = np.zeros((20, 30), np.uint8)  # smaller than the picture: it is enlarged
+    mask[:, 10:20], mask[:, 20:] = 1, IGNORE
+    drawn = np.asarray(draw_mask(picture, mask, ("a" * 80, "b" * 80))).astype(int)  # names without room
+    assert (np.asarray(picture) == 100).all(), "the given picture is not changed"
+    share = OPACITY / 255
+    for label, middle in ((0, 15), (1, 45)):
+        expected = share * class_colors(2)[label] + (1 - share) * 100
+        np.testing.assert_allclose(drawn[30, middle], expected, atol=1)
+    assert drawn[30, 30].max() < 60, "an outline where the class changes"
+    striped = drawn[5:55, 65:]
+    assert len(np.unique(striped.reshape(-1, 3), axis=0)) == 2 and (striped[..., :1] == striped).all()
+
+
+def test_names_stand_inside_their_class_and_only_where_there_is_room() -> None:
+    mask = np.zeros((100, 200), np.uint8)
+    mask[:, 100:] = 1
+    mask[40:44, 20:24] = 2
+    picture = Image.new("RGB", (200, 100))
+    plain, named = (np.asarray(draw_mask(picture, mask, names)) for names in (("", "", ""), ("sky", "sea", "islet")))
+    rows, columns = np.nonzero((plain != named).any(axis=2))
+    assert {"left": (columns < 100).any(), "right": (columns >= 100).any()} == {"left": True, "right": True}
+    places = {place.label: place for place in name_places(mask)}
+    assert places[1].radius > 40 and places[2].radius <= 3
+    assert mask[places[0].y, places[0].x] == 0 and places[1].x > 100
+    for column, row in zip(columns.tolist(), rows.tolist(), strict=True):
+        assert min(abs(row - places[label].y) for label in (0, 1)) < 15 and column < 200
+
+
+def test_contact_sheet_of_masks_has_a_legend(tmp_path: Path) -> None:
+    index = scenes(tmp_path, range(3))
+    sheet = np.asarray(contact_sheet(index, DATA, seed=0))
+    assert sheet.shape[1] == 3 * 264 + 8 and sheet.shape[0] > 282 + 8, "a strip below the pictures"
+    strip = {tuple(color) for color in sheet[290:].reshape(-1, 3).tolist()}
+    assert {tuple(color) for color in class_colors(5).tolist()} <= strip
+    np.testing.assert_array_equal(sheet, np.asarray(contact_sheet(index, DATA, seed=0)))
+    picture = np.asarray(Image.fromarray(scene(0)[0]).resize((256, 256), Image.Resampling.LANCZOS))
+    assert (sheet[8:264, 8:264] != picture).mean() > 0.5, "painted over"
+
+
+def test_an_image_without_a_mask_is_shown_bare(tmp_path: Path) -> None:
+    index = indexed(tmp_path, {"a.png": None})
+    sheet = np.asarray(contact_sheet(index, DATA, seed=0))
+    bare = np.asarray(Image.fromarray(scene(0)[0]).resize((256, 256), Image.Resampling.LANCZOS))
+    np.testing.assert_array_equal(sheet[8:264, 8:264], bare)
+
+
+def test_augmentation_sheet_shows_the_mask_under_every_level(tmp_path: Path) -> None:
+    masks = {"a.png": filled((0, 96)), "b.png": filled((0, 30), (1, 30), (2, 36))}
+    sheet = np.asarray(augmentation_sheet(indexed(tmp_path, masks), DATA, seed=0))
+    again = np.asarray(augmentation_sheet(indexed(tmp_path, masks), DATA, seed=0))
+    np.testing.assert_array_equal(sheet, again)
+    first = sheet[8 : 8 + 320, 80 : 80 + 320]  # no augmentation: bands of three classes
+    share = OPACITY / 255
+    for label, row in ((0, 20), (1, 120), (2, 300)):
+        paint = first[row, 300].astype(float) - share * class_colors(3)[label]
+        assert (paint >= -1).all() and (paint <= (1 - share) * 255 + 1).all()
+    assert all(row.std() > 20 for row in np.array_split(sheet, 5))

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tutelage.augment.sheet import contact_sheet as augmentation_sheet
 from tutelage.data.check import CheckReport, check_sets
-from tutelage.data.images import decode
-from tutelage.data.index import Index
-from tutelage.data.loader import shown_boxes
-from tutelage.data.sheets import contact_sheet
+from tutelage.data.sheets import augmentation_sheet, contact_sheet
 from tutelage.data.sources import open_sources
 from tutelage.tasks.table import TASKS
 from tutelage.types import InputError
@@ -70,10 +66,7 @@ def check(
         contact_sheet(sets.labeled, config.data, seed=config.seed).save(sheet)
         print(f"Contact sheet: {sheet}")
     if augment_sheet:
-        row = _fullest_image(sets.labeled)
-        pixels = decode(sets.labeled.path(row), config.data).pixels
-        boxes = shown_boxes(sets.labeled, row, config.data)
-        augmentation_sheet(pixels, boxes, sets.labeled.class_names, config.seed).save(augment_sheet)
+        augmentation_sheet(sets.labeled, config.data, seed=config.seed).save(augment_sheet)
         print(f"One image under S1 to S4: {augment_sheet}")
     return report
 
@@ -84,9 +77,3 @@ def _require_picture_place(option: str, target: Path, annotations_only: bool) ->
         raise InputError(f"{option}: shows images, which --annotations-only leaves closed. Leave one of the two out.")
     if target.suffix.lower() not in (".png", ".jpg", ".jpeg") or not target.parent.is_dir() or target.is_dir():
         raise InputError(f"{option}: {target} must be a .png or .jpg file in a folder that exists. Change it.")
-
-
-def _fullest_image(index: Index) -> int:
-    """The image with the most boxes among the first hundred: it shows the most."""
-    counts = [len(index.boxes(row)) for row in range(min(100, len(index)))]
-    return counts.index(max(counts))
