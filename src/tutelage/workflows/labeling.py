@@ -180,7 +180,7 @@ def write_store(
     leaks = HashBook.build(join(held_out), config.data) if held_out else None
     outcomes = label_images(config, task, model, pool, _rows(mine, manifest), leaks, runtime)
     for part, group in groupby(outcomes, key=lambda outcome: outcome.image_id // manifest.part_size):
-        writer.write_part(part, list(group), pool)
+        writer.write_part(part, group, pool)
     runtime.barrier()
     if runtime.is_main:
         writer.finish()

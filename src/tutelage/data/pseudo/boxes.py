@@ -5,7 +5,7 @@ Legend: K classes, n images used, m boxes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,17 +44,15 @@ class BoxKind:
         """Boxes are in original pixels."""
         return 1.0
 
-    def columns(self, predictions: Sequence[Prediction]) -> dict[str, dict[str, Any]]:
-        """Columns of `boxes`."""
-        boxes = [prediction.boxes or Boxes.empty() for prediction in predictions]
-        ids = np.repeat([prediction.image_id for prediction in predictions], [len(each) for each in boxes])
-        xyxy = np.concatenate([Boxes.empty().xyxy, *(each.xyxy for each in boxes)])
+    def rows(self, prediction: Prediction) -> dict[str, dict[str, Any]]:
+        """Rows of `boxes`."""
+        boxes = prediction.boxes or Boxes.empty()
         columns = {
-            "image_id": ids.astype(np.int64),
-            **{name: xyxy[:, axis] for axis, name in enumerate(CORNERS)},
-            "label": np.concatenate([np.zeros(0, np.int32), *(each.labels.astype(np.int32) for each in boxes)]),
-            "score": np.concatenate([np.zeros(0, np.float32), *(each.scores for each in boxes)]),
-            "verdict": pa.nulls(len(ids), pa.string()),
+            "image_id": np.full(len(boxes), prediction.image_id),
+            **{name: boxes.xyxy[:, axis] for axis, name in enumerate(CORNERS)},
+            "label": boxes.labels.astype(np.int32),
+            "score": boxes.scores,
+            "verdict": pa.nulls(len(boxes), pa.string()),
         }
         return {"boxes": columns}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,8 +39,8 @@ class Kind(Protocol):
         """Stored over original pixels."""
         ...
 
-    def columns(self, predictions: Sequence[Prediction]) -> dict[str, dict[str, Any]]:
-        """Columns of each of `layouts`, for the predictions of a part in the order of their images."""
+    def rows(self, prediction: Prediction) -> dict[str, dict[str, Any]]:
+        """Columns of each of `layouts`, of one image."""
         ...
 
     def found(self, table: Columns) -> Found:

@@ -9,7 +9,7 @@ Legend: K classes, n images used, m areas of one class and level in one image, h
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,22 +63,26 @@ class MaskKind:
 
     def scale(self, prediction: Prediction) -> float:
         """Height of the mask over that of the image."""
-        mask, _ = _pictures(prediction)
-        return len(mask) / prediction.size[0]
+        assert prediction.mask is not None, "a prediction of masks"
+        return len(prediction.mask) / prediction.size[0]
 
-    def columns(self, predictions: Sequence[Prediction]) -> dict[str, dict[str, Any]]:
-        """Columns of `levels` and `masks`."""
-        pictures = [_pictures(prediction) for prediction in predictions]
-        ids = [prediction.image_id for prediction in predictions]
-        areas = [_areas(mask, levels) for mask, levels in pictures]
-        label, level, pixels = np.concatenate([np.zeros((3, 0), np.int64), *areas], axis=1)
-        classes, confidence = ([encode_png(picture[which]) for picture in pictures] for which in (0, 1))
+    def rows(self, prediction: Prediction) -> dict[str, dict[str, Any]]:
+        """Rows of `levels`, and the one of `masks`."""
+        assert prediction.mask is not None and prediction.levels is not None, "a prediction of masks"
+        levels = prediction.levels - prediction.levels % STEP
+        label, level, pixels = _areas(prediction.mask, levels)
         return {
             "levels": {
-                "image_id": np.repeat(np.array(ids, np.int64), [area.shape[1] for area in areas]),
-                **{"label": label.astype(np.uint8), "level": level.astype(np.uint8), "pixels": pixels.astype(np.int32)},
+                "image_id": np.full(len(pixels), prediction.image_id),
+                "label": label.astype(np.uint8),
+                "level": level.astype(np.uint8),
+                "pixels": pixels.astype(np.int32),
             },
-            "masks": {"image_id": ids, "classes": classes, "levels": confidence},
+            "masks": {
+                "image_id": [prediction.image_id],
+                "classes": [encode_png(prediction.mask)],
+                "levels": [encode_png(levels)],
+            },
         }
 
     def found(self, table: Columns) -> Found:
@@ -125,12 +129,6 @@ def stored_masks(
         mask = np.where(levels < least[classes], IGNORE, classes).astype(np.uint8)
         size = int(images["height"][at]), int(images["width"][at])
         yield StoredMask(int(images["image_id"][at]), str(images["path"][at]), size, mask, levels)
-
-
-def _pictures(prediction: Prediction) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Classes and stored levels (h, w)."""
-    assert prediction.mask is not None and prediction.levels is not None, "a prediction of masks"
-    return prediction.mask, prediction.levels - prediction.levels % STEP
 
 
 def _areas(mask: NDArray[np.uint8], levels: NDArray[np.uint8]) -> NDArray[np.int64]:

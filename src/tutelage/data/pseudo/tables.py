@@ -6,7 +6,7 @@ and what they hold depends on its kind (`boxes.py`, `masks.py`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,14 +31,16 @@ class Layout:
     schema: pa.Schema
     settings: Mapping[str, Any] = field(default_factory=lambda: {"compression": "zstd"})  # of pyarrow's writer
 
-    def write(self, path: Path, columns: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
-        """Writes a table, whole or not at all.
+    def write(self, path: Path, rows: Sequence[Mapping[str, Any]], metadata: Mapping[str, str]) -> None:
+        """Writes columns, given image by image, behind one another: whole or not at all.
 
         Raises:
             InputError: the disk is full or the folder cannot be written to.
         """
+        tables = [self.schema.empty_table(), *(pa.table(columns, self.schema) for columns in rows)]
+        table = pa.concat_tables(tables).combine_chunks().replace_schema_metadata(metadata)
         sink = pa.BufferOutputStream()  # a part is small; one plain write reports a full disk plainly
-        pq.write_table(pa.table(columns, self.schema.with_metadata(metadata)), sink, **self.settings)
+        pq.write_table(table, sink, **self.settings)
         with atomic(path) as temporary:
             temporary.write_bytes(sink.getvalue())
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -94,29 +95,30 @@ class StoreWriter:
             )
         return True
 
-    def write_part(self, part: int, outcomes: Sequence[Outcome], pool: Index) -> None:
-        """Writes what became of every image of a part.
+    def write_part(self, part: int, outcomes: Iterable[Outcome], pool: Index) -> None:
+        """Writes what became of every image of a part; outcomes are packed as they come.
 
         Raises:
             InputError: the disk is full or the folder cannot be written to; the part is then missing as before.
         """
-        outcomes = sorted(outcomes, key=lambda outcome: outcome.image_id)
-        assert [outcome.image_id for outcome in outcomes] == list(self.manifest.rows(part)), "one outcome an image"
-        predictions = [outcome for outcome in outcomes if isinstance(outcome, Prediction)]
-        for name, columns in self.kind.columns(predictions).items():
-            self.kind.layouts[name].write(table_path(self.folder, part, name), columns)
-        rows = [self._image_row(outcome, pool) for outcome in outcomes]
-        images = {name: [row[name] for row in rows] for name in IMAGES.schema.names}
-        IMAGES.write(table_path(self.folder, part, "images"), images, {"manifest": self.manifest.digest()})
+        packed = sorted(((outcome.image_id, self._rows(outcome, pool)) for outcome in outcomes), key=itemgetter(0))
+        assert [image_id for image_id, _ in packed] == list(self.manifest.rows(part)), "one outcome an image"
+        for name, layout in {**self.kind.layouts, "images": IMAGES}.items():  # images last: they prove the part
+            rows = [tables[name] for _, tables in packed if name in tables]
+            layout.write(table_path(self.folder, part, name), rows, {"manifest": self.manifest.digest()})
 
-    def _image_row(self, outcome: Outcome, pool: Index) -> dict[str, Any]:
+    def _rows(self, outcome: Outcome, pool: Index) -> dict[str, dict[str, Any]]:
+        """Columns of each table, of one image."""
         row = {"image_id": outcome.image_id, "path": pool.relative_path(outcome.image_id)}
-        if not isinstance(outcome, Prediction):
+        found: dict[str, dict[str, Any]] = {}
+        if isinstance(outcome, Prediction):
+            height, width = outcome.size
+            row |= {"height": height, "width": width, "scale": self.kind.scale(outcome), "status": "ok", "reason": ""}
+            found = self.kind.rows(outcome)
+        else:
             status = {Skipped: "skipped", Leak: "leak"}[type(outcome)]
-            return {**row, "height": 0, "width": 0, "scale": 1.0, "status": status, "reason": outcome.reason}
-        height, width = outcome.size
-        scale = self.kind.scale(outcome)
-        return {**row, "height": height, "width": width, "scale": scale, "status": "ok", "reason": ""}
+            row |= {"height": 0, "width": 0, "scale": 1.0, "status": status, "reason": outcome.reason}
+        return {"images": {name: [value] for name, value in row.items()}, **found}
 
     def finish(self) -> None:
         """Writes the manifest once all parts are there, with counts and a digest of their content."""
