@@ -3,17 +3,23 @@
 import math
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
-from tutelage.config import EvalConfig, LabelConfig, ModelConfig
+from tutelage.config import DataConfig, EvalConfig, LabelConfig, ModelConfig
+from tutelage.data.index import Index
+from tutelage.data.loader import evaluation_batches, shown_mask
+from tutelage.data.masks import MaskCoding, decode_png
 from tutelage.models.model import Normalize
 from tutelage.tasks.segmentation import SegmentationTask, pixels
-from tutelage.tasks.segmentation.measuring import resized_mask
+from tutelage.tasks.segmentation.measuring import JudgedMask, resized_mask
+from tutelage.tasks.task import Task
 from tutelage.tasks.views import VIEWS
 from tutelage.types import IGNORE, Batch, InputError, Prediction
 
@@ -210,7 +216,7 @@ def looped_mask(logits: Tensor, size: tuple[int, int], covered: tuple[int, int])
     return found.softmax(0)
 
 
-@pytest.mark.parametrize(("size", "long_side"), [((33, 48), 0), ((100, 71), 0), ((60, 90), 40), ((20, 9), 30)])
+@pytest.mark.parametrize(("size", "long_side"), [((33, 48), 0), ((70, 51), 0), ((60, 90), 40), ((20, 9), 30)])
 def test_masks_come_back_in_original_pixels_whatever_the_padding_says(size: tuple[int, int], long_side: int) -> None:
     logits, batch = 3 * noise(1, 4, 16, 16), batch_of([size])
     covered = tuple(batch.valid[0, 0].tolist())
@@ -332,6 +338,91 @@ def test_pseudo_masks_are_of_network_or_original_size(size: str, shape: tuple[in
 def test_looking_not_at_all_is_refused(label: dict[str, object]) -> None:
     with pytest.raises(InputError, match="at least one of each"):
         task().check_label(LabelConfig(**label))  # type: ignore[arg-type]
+
+
+# Beside the truth
+
+
+class ReadsGray(nn.Module):
+    """A network that takes a cell's gray for its class: class k is painted 80 k."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.normalize = Normalize()
+
+    def raw(self, normalized: Tensor) -> Tensor:
+        std, mean = (part[:, None, None] for part in (self.normalize.std, self.normalize.mean))
+        gray = F.avg_pool2d(normalized * std + mean, 4).mean(dim=1)
+        return -0.1 * torch.stack([(gray - 80 * label).abs() for label in range(3)], dim=1)
+
+
+SIZES = ((60, 90), (128, 100), (40, 40))
+
+
+@pytest.fixture(scope="module")
+def painted(tmp_path_factory: pytest.TempPathFactory) -> Index:
+    """Three pictures painted in the colors of their masks; a strip of each mask is without label."""
+    folder, rng = tmp_path_factory.mktemp("painted"), np.random.default_rng(0)
+    for row, (height, width) in enumerate(SIZES):
+        coarse = rng.integers(0, 3, (4, 4), dtype=np.uint8)
+        mask = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_NEAREST)
+        Image.fromarray(np.repeat(mask[..., None] * np.uint8(80), 3, axis=2)).save(folder / f"{row}.png")
+        mask[-7:] = IGNORE
+        Image.fromarray(mask).save(folder / f"{row}.mask.png")
+    coding = MaskCoding("values", folder, {0: 0, 1: 1, 2: 2, IGNORE: -1})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TUTELAGE_CACHE", str(folder / "cache"))
+        return Index.build(
+            roots=[folder],
+            paths=[f"{row}.png" for row in range(4)],
+            class_names=["class 0", "class 1", "class 2"],
+            sizes=[*SIZES, SIZES[0]],
+            masks=["0.mask.png", "1.mask.png", "2.mask.png", ""],
+            coding_of=[0, 0, 0, -1],
+            codings=[coding],
+        )
+
+
+def judged_of(this: SegmentationTask, index: Index) -> list[JudgedMask]:
+    batches = evaluation_batches(
+        index, canvas=(64, 64), data=DataConfig(), device_batch_size=2, rows=np.arange(3), workers=0, tolerant=False
+    )
+    found = [each for batch, _ in batches for each in this.predict(ReadsGray(), batch)]  # type: ignore[arg-type]
+    return [this.judge(each, index, DataConfig()) for each in found]
+
+
+@pytest.mark.parametrize("long_side", [0, 50])
+def test_what_is_predicted_is_judged_beside_the_truth(painted: Index, long_side: int) -> None:
+    this: Task = task(size=long_side)
+    judged = judged_of(task(size=long_side), painted)
+    assert [(one.image_id, one.size) for one in judged] == list(enumerate(SIZES))
+    tables = this.tables(judged)
+    truth, found = ([decode_png(png) for png in tables[name]["mask"]] for name in ("truth", "predictions"))
+    assert [list(table["image_id"]) for table in tables.values()] == [[0, 1, 2]] * 2
+    assert [max(mask.shape) for mask in found] == ([long_side] * 3 if long_side else [90, 128, 40])
+    confusion = np.zeros((3, 3), np.int64)
+    for one, other in zip(truth, found, strict=True):
+        np.add.at(confusion, (one[one != IGNORE], other[one != IGNORE]), 1)
+    iou = np.diag(confusion) / (confusion.sum(0) + confusion.sum(1) - np.diag(confusion))
+    figures = this.metrics(judged)
+    assert figures["miou"] == pytest.approx(iou.mean()) and figures["miou"] > 0.8  # between 0 and 160 it sees 80
+    assert figures["pixel_accuracy"] == pytest.approx(np.trace(confusion) / confusion.sum())
+    assert list(figures["per_class"]) == list(this.class_names)
+    assert {*this.metrics_shown, "per_class"} == set(figures) and this.class_metric in figures["per_class"]["class 0"]
+    resampled = this.tally(judged).resample(np.ones((1, 3), np.int16))
+    assert resampled["miou"][0] == figures["miou"]
+    assert resampled["class_iou"][0].tolist() == [one["iou"] for one in figures["per_class"].values()]
+
+
+def test_truth_without_resizing_is_the_mask_itself(painted: Index) -> None:
+    for one in judged_of(task(), painted):
+        np.testing.assert_array_equal(decode_png(one.truth), shown_mask(painted, one.image_id, DataConfig()))
+
+
+def test_an_image_without_a_mask_cannot_be_measured_on(painted: Index) -> None:
+    prediction = Prediction(3, SIZES[0], mask=np.zeros(SIZES[0], np.uint8), levels=np.zeros(SIZES[0], np.uint8))
+    with pytest.raises(InputError, match=r"3\.png: has no mask"):
+        task().judge(prediction, painted, DataConfig())
 
 
 def test_truth_is_resized_to_the_nearest_pixel() -> None:
