@@ -1,11 +1,13 @@
 """How often intervals of 95 % hold the truth, by simulation: the bootstrap over groups beside the cluster t-interval.
 
 Made test sets have known true figures; their intervals are those that `tutelage.stats` makes of the two kinds of draws.
-A test set holds a number of groups (scenes, videos) of 1 to 9 images each. Three figures:
+A test set holds a number of groups (scenes, videos) of 1 to 9 images each. The figures:
 
 - a mean of values that are correlated within a group (0, 0.3, 0.6);
 - the difference of two models' mIoU over five classes, the rarest of which occurs in a third of the groups;
-- the difference of two models' AP of one class, groups of one image.
+- the difference of two models' AP of one class, groups of one image;
+
+and the difference of the rarest class's IoU, by the number of groups that hold it.
 
 Coverage below 0.95 means intervals that are too narrow. With 2 000 test sets its standard error is 0.005.
 
@@ -19,11 +21,12 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tutelage.stats import Draws, bootstrap, leave_one_out, paired_difference
+from tutelage.stats import Draws, bootstrap, leave_one_out, paired_difference, simultaneous_differences
 from tutelage.tasks.metrics import bootstrap_metrics, match_detections
 from tutelage.types import Boxes
 
@@ -39,6 +42,9 @@ CORRELATIONS = (0.0, 0.3, 0.6)
 LARGEST = 9  # images of a group
 CONFIDENCE, RESAMPLES, AT_ONCE = 0.95, 1000, 100
 AP_RESAMPLES, AP_SHARE = 300, 2  # AP is the slow one: fewer resamples, and half of the test sets
+
+WITH_TRUTH = ((5, 7), (8, 14), (15, 60))  # groups that hold the rarest class: from, to
+CLASS_GROUPS = (16, 30, 60)
 
 NUM_CLASSES = 5
 SHARES = np.array([0.5, 0.25, 0.15, 0.07, 0.03])  # of the pixels, where the class occurs
@@ -99,7 +105,9 @@ def made_means(correlation: float) -> Made:
 def made_miou(num_groups: int, num_sets: int, rng: np.random.Generator) -> Figures:
     """Differences of mIoU."""
     models = made_confusions(num_groups, num_sets, rng)
-    return lambda weights: np.subtract(*(miou(np.tensordot(weights.astype(float), model, 1)) for model in models))
+    return lambda weights: np.subtract(
+        *(np.nanmean(class_iou(np.tensordot(weights.astype(float), model, 1)), axis=-1) for model in models)
+    )
 
 
 def made_confusions(num_groups: int, num_sets: int, rng: np.random.Generator) -> list[Floats]:
@@ -129,13 +137,46 @@ def _matrix(right: Floats, wrong: Floats) -> Floats:
     return matrix
 
 
-def miou(confusion: Floats) -> Floats:
-    """(...) mean IoU of matrices (..., K, K) over the classes with truth."""
+def class_iou(confusion: Floats) -> Floats:
+    """(..., K) IoU of matrices (..., K, K); NaN without truth."""
     both = np.diagonal(confusion, axis1=-2, axis2=-1)
     truth, predicted = confusion.sum(axis=-1), confusion.sum(axis=-2)
-    iou = np.divide(both, truth + predicted - both, out=np.full(both.shape, np.nan), where=truth > 0)
-    means: Floats = np.nanmean(iou, axis=-1)
-    return means
+    iou: Floats = np.divide(both, truth + predicted - both, out=np.full(both.shape, np.nan), where=truth > 0)
+    return iou
+
+
+def class_coverage(num_groups: int, num_sets: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """(T, 3) counts for the IoU difference of the rarest class by the number of groups that hold it, see `WITH_TRUTH`.
+
+    Columns: how often the bootstrap interval holds the true difference, how often the t-interval does, test sets.
+    """
+    truth = float(np.subtract(*(class_iou(model.sum(axis=0)) for model in made_confusions(50_000, 1, rng)))[0, -1])
+    counts = np.zeros((len(WITH_TRUTH), 3), np.int64)
+    for _ in range(num_sets // AT_ONCE):
+        models = made_confusions(num_groups, AT_ONCE, rng)
+        with_truth = (models[0][:, :, -1].sum(axis=-1) > 0).sum(axis=0)
+        held = [
+            _class_held(models, draws, with_truth, truth)
+            for draws in (bootstrap(np.arange(num_groups), RESAMPLES, rng), leave_one_out(np.arange(num_groups)))
+        ]
+        for row, (least, most) in enumerate(WITH_TRUTH):
+            chosen = (with_truth >= least) & (with_truth <= most)
+            counts[row] += [*(one[chosen].sum() for one in held), chosen.sum()]
+    return counts
+
+
+def _class_held(models: list[Floats], draws: Draws, with_truth: NDArray[np.int64], truth: float) -> NDArray[np.bool_]:
+    def figures(weights: NDArray[Any]) -> Floats:
+        one, other = (class_iou(np.tensordot(weights.astype(float), model, 1))[..., -1] for model in models)
+        difference: Floats = one - other
+        return difference
+
+    points, values = figures(np.ones((1, len(models[0]))))[0], figures(draws.weights)[..., None]
+    intervals = [
+        simultaneous_differences(one, 0 * one, [point], [0.0], np.array([count]), draws.kind, CONFIDENCE)[0]
+        for one, point, count in zip(values.swapaxes(0, 1), points.tolist(), with_truth.tolist(), strict=True)
+    ]
+    return np.array([one is not None and one.low <= truth <= one.high for one in intervals])
 
 
 def made_ap(num_groups: int, num_sets: int, rng: np.random.Generator) -> Figures:
@@ -179,10 +220,17 @@ def main(num_sets: int, seed: int) -> None:
     _print_row("groups", *names)
     _print_row(*["---"] * (len(names) + 1))
     for num_groups in GROUPS:
-        cells = [coverage(made_means(one), 0.0, num_groups, num_sets, rng) for one in CORRELATIONS]
-        cells.append(coverage(made_miou, miou_truth, num_groups, num_sets, rng))
-        cells.append(coverage(made_ap, ap_truth, num_groups, num_sets // AP_SHARE, rng, AP_RESAMPLES))
-        _print_row(str(num_groups), *(f"{one:.3f} / {other:.3f}" for one, other in cells))
+        found = [coverage(made_means(one), 0.0, num_groups, num_sets, rng) for one in CORRELATIONS]
+        found.append(coverage(made_miou, miou_truth, num_groups, num_sets, rng))
+        found.append(coverage(made_ap, ap_truth, num_groups, num_sets // AP_SHARE, rng, AP_RESAMPLES))
+        _print_row(str(num_groups), *(f"{one:.3f} / {other:.3f}" for one, other in found))
+    print(f"Difference of the rarest class's IoU, by how many groups hold it; empty: fewer than {AT_ONCE} test sets.")
+    _print_row("groups", *(f"in {least} to {most}" for least, most in WITH_TRUTH))
+    _print_row(*["---"] * (len(WITH_TRUTH) + 1))
+    for num_groups in CLASS_GROUPS:
+        counts = class_coverage(num_groups, num_sets, rng)
+        cells = [f"{one / of:.3f} / {other / of:.3f}" if of >= AT_ONCE else "" for one, other, of in counts.tolist()]
+        _print_row(str(num_groups), *cells)
     print(f"{num_sets} test sets a cell, seed {seed}, {time.perf_counter() - start:.0f} s")
 
 
@@ -194,4 +242,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sets", type=int, default=2000, help="test sets of a cell")
     parser.add_argument("--seed", type=int, default=0)
-    main(*vars(parser.parse_args()).values())
+    arguments = parser.parse_args()
+    main(arguments.sets, arguments.seed)
