@@ -4,15 +4,31 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from tutelage.data.images import is_image
 from tutelage.data.readers import openimages, voc, yolo
 from tutelage.data.readers.coco import foreign_json
-from tutelage.data.readers.source import SPLITS, Source, files_below, is_image_name, read_text, refuse, split_named
+from tutelage.data.readers.mask_folders import mask_sources, paired_folder, sources_of_mask_yaml, voc_list
+from tutelage.data.readers.source import (
+    SPLITS,
+    Source,
+    files_below,
+    images_by_stem,
+    is_image_name,
+    read_text,
+    refuse,
+    split_named,
+)
 from tutelage.types import Annotation, InputError
 
 HEAD = 1 << 20  # bytes of a json that tell what it is
+IMAGES_ONLY = {"folder", "list", "class-folders"}
+FORMATS_OF: dict[Annotation, set[str]] = {
+    "boxes": {"coco", "voc", "yolo", "openimages"} | IMAGES_ONLY,
+    "masks": {"mask-folder", "voc-masks", "ade20k-full", "coco", "panoptic", "yolo"} | IMAGES_ONLY,
+}
 
 
 def detect_format(source: str | Path, unlabeled: bool = False, annotation: Annotation = "boxes") -> str:
@@ -27,6 +43,11 @@ def detect_format(source: str | Path, unlabeled: bool = False, annotation: Annot
 def locate(source: str | Path, unlabeled: bool = False, annotation: Annotation = "boxes") -> dict[str, Source]:
     """The readable data sets at a path by split (train, val, test), or one under "" where there are no splits.
 
+    Args:
+        source: file or folder.
+        unlabeled: a pool, for which images alone will do.
+        annotation: what is wanted of it; a folder may hold both.
+
     Raises:
         InputError: see `detect_format`.
     """
@@ -37,10 +58,39 @@ def locate(source: str | Path, unlabeled: bool = False, annotation: Annotation =
         )
     path = path.resolve()
     if path.is_file():
-        return _locate_file(path, unlabeled)
-    if not (found := _locate_folder(path)):
-        found = _without_annotations(path, unlabeled)
-    return found
+        found = _locate_file(path, unlabeled) if annotation == "boxes" else _locate_mask_file(path, unlabeled)
+    else:
+        found = _locate_folder(path) if annotation == "boxes" else _locate_masks(path)
+    if found and all(source.format in FORMATS_OF[annotation] for source in found.values()):
+        return found
+    return _without_annotations(path, unlabeled, annotation)
+
+
+def _locate_masks(path: Path) -> dict[str, Source]:
+    """A data set of masks in a folder, or one of outlines that can be painted; empty when there is none."""
+    return _panoptic_in(path) or mask_sources(path) or _yaml_in(path) or _coco_in(path) or yolo.sources_of_folder(path)
+
+
+def _panoptic_in(path: Path) -> dict[str, Source]:
+    files = [file for folder in (path, path / "annotations") for file in sorted(folder.glob("panoptic_*.json"))]
+    return {split_named(file.stem): Source("panoptic", file, split_named(file.stem)) for file in files}
+
+
+def _locate_mask_file(path: Path, unlabeled: bool) -> dict[str, Source]:
+    suffix = path.suffix.lower()
+    if suffix in (".yaml", ".yml") and (found := sources_of_mask_yaml(path)):
+        return found
+    if suffix == ".txt" and path.parent.parent.name == "ImageSets":
+        return {"": voc_list(path)}
+    found = _locate_file(path, unlabeled)
+    return {split: replace(one, format="panoptic") if _is_panoptic(one) else one for split, one in found.items()}
+
+
+def _is_panoptic(source: Source) -> bool:
+    if source.format != "coco":
+        return False
+    with source.path.open("rb") as file:
+        return "panoptic" in source.path.stem.lower() or b'"segments_info"' in file.read(HEAD)
 
 
 def _locate_file(path: Path, unlabeled: bool) -> dict[str, Source]:
@@ -180,9 +230,14 @@ def _splits_below(path: Path) -> dict[str, Source]:
     return found
 
 
-def _without_annotations(path: Path, unlabeled: bool) -> dict[str, Source]:
-    if unlabeled:
+def _without_annotations(path: Path, unlabeled: bool, annotation: Annotation) -> dict[str, Source]:
+    """What a path is that holds nothing of the wanted kind: images, or an error that says what it holds."""
+    if unlabeled and path.is_dir():
         return {"": Source("folder", path)}
+    if annotation == "masks":
+        return _without_masks(path)
+    if mask_sources(path):
+        raise refuse(path, "masks, not boxes", "Set task=segmentation, or give annotations with boxes.")
     splits = [entry for entry in sorted(path.iterdir()) if entry.is_dir() and entry.name.lower() in SPLITS]
     if any(_holds_class_folders(entry) for entry in splits):
         return {SPLITS[entry.name.lower()]: Source("class-folders", entry, entry.name) for entry in splits}
@@ -190,6 +245,18 @@ def _without_annotations(path: Path, unlabeled: bool) -> dict[str, Source]:
     if not foreign and _holds_class_folders(path):
         return {"": Source("class-folders", path)}
     raise refuse(path, foreign or "no annotations", "Give the annotation file, or convert it to one of these.")
+
+
+def _without_masks(path: Path) -> dict[str, Source]:
+    """A folder of pictures, which may be masks; anything else is an error."""
+    boxes = _locate_file(path, False) if path.is_file() else _locate_folder(path)
+    if boxes:
+        held = next(iter(boxes.values())).format
+        raise refuse(path, f"boxes ({held}), not masks", "Set task=detection, or give the masks.", "masks")
+    if not any(images_by_stem(path)):
+        raise refuse(path, _foreign_in(path) or "no images", "Give the folder of images and masks.", "masks")
+    found = paired_folder(path)
+    return {found.split: found}
 
 
 def _holds_class_folders(path: Path) -> bool:

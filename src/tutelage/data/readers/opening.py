@@ -27,6 +27,7 @@ from tutelage.data.readers.boxes import check_boxes
 from tutelage.data.readers.coco import read_coco
 from tutelage.data.readers.folders import read_class_folders, read_folder, read_list
 from tutelage.data.readers.locate import locate
+from tutelage.data.readers.masks import MASK_FORMATS, class_files, read_masks
 from tutelage.data.readers.openimages import read_openimages
 from tutelage.data.readers.source import Columns, Source, first_five, is_image_name, walk_files
 from tutelage.data.readers.voc import read_voc
@@ -130,7 +131,8 @@ def open_source(
 ) -> Opened:
     """A source's index and its unlisted files, from the cache where source and options are unchanged."""
     options = (data.bad_boxes, data.boxes_in, images and Path(images).resolve(), unlabeled, annotations_only)
-    record = cache_folder() / f"{cache_key(*_identity(source), *options)}.json"
+    meaning = (data.classes, data.ignore_values, data.background) if annotation == "masks" else ()
+    record = cache_folder() / f"{cache_key(*_identity(source, data), *options, *meaning)}.json"
     opened = _remembered(record)
     if opened is None:
         opened, folders = _read(source, data, images, unlabeled, annotations_only)
@@ -156,14 +158,14 @@ def _time(folder: str) -> int:
     return os.stat(folder).st_mtime_ns if os.path.isdir(folder) else 0
 
 
-def _identity(source: Source) -> list[object]:
+def _identity(source: Source, data: DataConfig) -> list[object]:
     """What the content of a source depends on: its files with sizes and times (folders of images: their names)."""
     digest = hashlib.sha256()
-    for path in _inputs(source):
+    for path in _inputs(source, data):
         state = path.stat()
         digest.update(f"{path}\0{state.st_size}\0{state.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
-    if source.format in ("folder", "class-folders"):
-        for below, entries in walk_files(source.path):
+    for place in _listed_trees(source):
+        for below, entries in walk_files(place):
             listing = "\n".join([below, *(entry.name for entry in entries)])
             digest.update(listing.encode("utf-8", "surrogateescape"))
     return [
@@ -177,12 +179,25 @@ def _identity(source: Source) -> list[object]:
     ]
 
 
-def _inputs(source: Source) -> list[Path]:
+def _listed_trees(source: Source) -> list[Path]:
+    """Trees of which the names of all files matter."""
+    if source.format in MASK_FORMATS:
+        return [place for place in source.images if place.is_dir()]
+    return [source.path] if source.format in ("folder", "class-folders") else []
+
+
+def _inputs(source: Source, data: DataConfig) -> list[Path]:
+    """Files whose content matters."""
     folder = source.path.parent if source.path.is_file() else source.path
     files = [path for path in (source.path, source.listed) if path and path.is_file()]
+    if isinstance(data.classes, str) and Path(data.classes).is_file():
+        files.append(Path(data.classes))
     if source.format == "openimages":
         files += sorted(folder.glob("*class-descriptions*.csv"))
     trees = [source.path] if source.format == "voc" and source.path.is_dir() else []
+    if source.masks is not None:
+        files += class_files(source)
+        trees.append(source.masks)
     if source.format == "yolo":
         files += [place for place in source.images if place.is_file()]
         places = [place.parent if place.is_file() else place for place in source.images]
@@ -198,6 +213,8 @@ def _read(
     source: Source, data: DataConfig, images: str, unlabeled: bool, annotations_only: bool
 ) -> tuple[Opened, dict[str, int]]:
     """A source's index and its unlisted files, and the folders of images with the times of their last change."""
+    if source.format in MASK_FORMATS:
+        return _read_masks(source, data, images, unlabeled, annotations_only)
     columns = READERS[source.format](source, unlabeled)
     if images and source.format in ("coco", "voc", "openimages"):
         columns.roots = [Path(images).expanduser().resolve()]
@@ -217,6 +234,18 @@ def _read(
     return Opened(index, beside), {place: _time(place) for place in listed}
 
 
+def _read_masks(
+    source: Source, data: DataConfig, images: str, unlabeled: bool, annotations_only: bool
+) -> tuple[Opened, dict[str, int]]:
+    columns = read_masks(source, data, images=images, unlabeled=unlabeled, annotations_only=annotations_only)
+    root = Path(columns.roots[0])
+    place = "without images" if annotations_only else f"images in {_shown(root, source)}"
+    keep = np.ones(len(columns.labels), bool)
+    index = _index(columns, keep, root, PIXELS, f"{columns.what} {columns.where}; {place}")
+    unlisted = [] if annotations_only else columns.unlisted or []
+    return Opened(index, _unlisted_index(columns, root, unlisted, place) if unlisted else None), {}
+
+
 def _unlisted_index(columns: Columns, root: Path, paths: list[str], place: str) -> Index:
     return Index.build(
         roots=[root],
@@ -230,6 +259,7 @@ def _index(columns: Columns, keep: NDArray[np.bool_], root: Path, unit: int, des
     order = np.flatnonzero(keep)
     order = order[np.argsort(columns.image_of[order], kind="stable")]
     per_image = np.bincount(columns.image_of[order], minlength=len(columns.paths))
+    masks = columns.masks
     return Index.build(
         roots=[root],
         paths=columns.paths,
@@ -242,6 +272,9 @@ def _index(columns: Columns, keep: NDArray[np.bool_], root: Path, unit: int, des
         ignore=None if columns.ignore is None else columns.ignore[order],
         relative=np.full(len(columns.paths), unit),
         image_class=columns.image_class,
+        masks=None if masks is None else masks.paths,
+        codings=[] if masks is None else [masks.coding],
+        digests=None if masks is None else masks.digests,
         description=description,
         counts=+columns.counts,
         declared=columns.declared,

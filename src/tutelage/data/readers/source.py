@@ -12,12 +12,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tutelage.types import InputError
+from tutelage.data.masks import MaskCoding
+from tutelage.types import Annotation, InputError
 
-SUPPORTED = (
-    "COCO json, Pascal VOC xml, YOLO txt (with or without data.yaml), OpenImages csv, class folders; for unlabeled "
-    "data also folders of images and text files of image paths"
-)
+SUPPORTED: dict[Annotation, str] = {
+    "boxes": "COCO json, Pascal VOC xml, YOLO txt (with or without data.yaml), OpenImages csv, class folders; for "
+    "unlabeled data also folders of images and text files of image paths",
+    "masks": "images and masks in parallel folders (images/ and masks/, Pascal VOC, Cityscapes, ADE20K) or side by "
+    "side, COCO json, COCO panoptic json, YOLO polygons; for unlabeled data also folders of images and text files of "
+    "image paths",
+}
 IMAGE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .bmp .dib .gif .tif .tiff .webp .avif .ppm .pgm .pbm .pnm .jp2 .heic .heif".split()
 )
@@ -44,6 +48,7 @@ class Source:
     images: tuple[Path, ...] = ()  # folders of images or lists of paths, where the source says so
     listed: Path | None = None  # VOC list file
     class_names: tuple[str, ...] = ()  # as declared outside the annotation files (YOLO)
+    masks: Path | None = None  # folder of masks
 
     @property
     def name(self) -> str:
@@ -51,9 +56,18 @@ class Source:
         return f"{self.path.parent.name}/{self.path.name}" if self.path.is_dir() else self.path.name
 
 
+@dataclass(frozen=True)
+class MaskColumns:
+    """Masks of n images."""
+
+    paths: list[str]  # (n,) below the root of the coding, "" for none
+    coding: MaskCoding
+    digests: NDArray[np.uint64]  # (n,) hashes of their content; 0 where they were not read
+
+
 @dataclass
 class Columns:
-    """What a reader found: n images, m boxes in any order."""
+    """What a reader found: n images, m boxes in any order (with masks: regions, one for each class of an image)."""
 
     what: str  # name of the format
     where: str  # name of the source in messages
@@ -72,12 +86,14 @@ class Columns:
     annotated: bool = True  # a person said what is in the images
     image_class: NDArray[np.int64] | None = None  # (n,)
     unlisted: list[str] | None = None  # images without an entry; None: to be found beside the listed ones
+    masks: MaskColumns | None = None
     counts: Counter[str] = field(default_factory=Counter)
 
 
-def refuse(path: Path, found: str, remedy: str = "") -> InputError:
+def refuse(path: Path, found: str, remedy: str = "", annotation: Annotation = "boxes") -> InputError:
     """The error for something that is no supported data set."""
-    return InputError(f"{path}: found {found}; supported are {SUPPORTED}. {remedy or 'Convert it to one of these.'}")
+    remedy = remedy or "Convert it to one of these."
+    return InputError(f"{path}: found {found}; supported are {SUPPORTED[annotation]}. {remedy}")
 
 
 def split_named(name: str) -> str:
