@@ -71,8 +71,9 @@ def separate_intervals(
 ) -> list[Interval | None]:
     """Intervals of K figures in [0, 1] from values (R, K), each for itself.
 
-    None where the figure is undefined or says nothing of its spread, as in `figure_interval`, or where fewer than
-    `FEW_WITH_TRUTH` groups hold truth.
+    A t-interval has a degree of freedom less than there are groups with truth: the others tell next to nothing of a
+    class's spread. None as in `figure_interval`, and where the figure is undefined or fewer than `FEW_WITH_TRUTH`
+    groups hold truth.
     """
     return [
         _within_bounds(_interval(column, point, kind, with_truth - 1, confidence, covers))
@@ -178,9 +179,9 @@ def _within_bounds(interval: Interval | None) -> Interval | None:
 def _jackknife_error(values: Floats, points: float | Floats) -> Floats:
     """Standard errors of figures from their values (G,) or (G, K) without each group in turn.
 
-    Squares are taken about the measured figures, not about the mean of the values, which is never smaller and does
-    better with groups of unequal size (the estimator CV3 of MacKinnon, Nielsen and Webb, Journal of Applied
-    Econometrics 38, 2023).
+    Squares are taken about the measured figures, never smaller than about the mean of the values (the estimator
+    CV3 of MacKinnon, Nielsen and Webb, Journal of Applied Econometrics 38, 2023). The figures are not corrected for
+    bias: they stay those that were measured.
     """
     error: Floats = np.sqrt((len(values) - 1) / len(values) * ((values - points) ** 2).sum(axis=0))
     return error
