@@ -179,9 +179,9 @@ def _within_bounds(interval: Interval | None) -> Interval | None:
 def _jackknife_error(values: Floats, points: float | Floats) -> Floats:
     """Standard errors of figures from their values (G,) or (G, K) without each group in turn.
 
-    Squares are taken about the measured figures, never smaller than about the mean of the values (the estimator
-    CV3 of MacKinnon, Nielsen and Webb, Journal of Applied Econometrics 38, 2023). The figures are not corrected for
-    bias: they stay those that were measured.
+    Squares are taken about the measured figures; about the mean of the values they would be smaller (the estimator CV3
+    of MacKinnon, Nielsen and Webb, Journal of Applied Econometrics 38, 2023). The figures are not corrected for bias:
+    they stay those that were measured.
     """
     error: Floats = np.sqrt((len(values) - 1) / len(values) * ((values - points) ** 2).sum(axis=0))
     return error
