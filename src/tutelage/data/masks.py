@@ -106,16 +106,21 @@ def read_mask(file: MaskFile) -> Mask:
         codes, levels = read_stored(file)
     else:
         codes = read_codes(file.file, coding.kind)
-    places = coding.places[codes]
+    places = _looked_up(coding.places, codes)
     if not places.all():
         raise unknown_codes(file.file, codes[places == 0], codes.size, coding)
     labels = _labels_by_place(coding, file.shown)
-    mask = labels[places]
+    mask: Mask = labels[places]
     if levels is not None:
-        least = np.full(IGNORE + 1, 256)
+        least = np.full(IGNORE + 1, 256, np.uint16)
         least[: len(coding.least)] = coding.least
-        mask[levels < least[codes]] = IGNORE
+        mask[levels < _looked_up(least, codes)] = IGNORE
     return mask
+
+
+def _looked_up(table: NDArray[Any], codes: Codes) -> NDArray[Any]:
+    """`table[codes]`, in half the time where codes are bytes."""
+    return cv2.LUT(codes, table[: IGNORE + 1]) if codes.dtype == np.uint8 else np.asarray(table[codes])
 
 
 def read_codes(path: Path, kind: Kind) -> Codes:
