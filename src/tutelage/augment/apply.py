@@ -119,8 +119,9 @@ def _sampled(pixels: Pixels, matrix: Matrix, size: Size) -> Pixels:
     # OpenCV wants the way back, from centers to centers
     back = affine.at_pixel_centers(affine.inverse(matrix))[:2]
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    warped = cv2.warpAffine(pixels, back, size[::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE)
-    return np.asarray(warped, np.uint8)
+    four = cv2.cvtColor(pixels, cv2.COLOR_RGB2RGBA)  # four channels take two thirds of the time of three
+    warped = cv2.warpAffine(four, back, size[::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    return np.asarray(cv2.cvtColor(warped, cv2.COLOR_RGBA2RGB), np.uint8)
 
 
 def _coverage(matrix: Matrix, source: Size, size: Size) -> Covered:
@@ -176,10 +177,13 @@ def _warped_mask(mask: NDArray[np.uint8], size: Size, plan: Plan, covered: Cover
     warped = cv2.warpAffine(
         mask, back, (width, height), flags=flags, borderMode=cv2.BORDER_CONSTANT, borderValue=IGNORE
     )
-    if covered is not None:
-        warped[covered == 0] = IGNORE
+    if covered is None and plan.valid == plan.canvas:
+        return np.asarray(warped, np.uint8)
     result = np.full(plan.canvas, IGNORE, np.uint8)
-    result[:height, :width] = warped
+    if covered is None:
+        result[:height, :width] = warped
+    else:
+        cv2.copyTo(warped, covered, result[:height, :width])
     return result
 
 
