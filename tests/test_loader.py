@@ -340,7 +340,7 @@ def test_masks_count_in_the_budget(masked: Index) -> None:
     """A megabyte holds the seven pictures at their four scales, but not their masks too."""
     pixels = sum(height * width for height, width in masked.sizes().tolist())
     assert 3 * 1.328 * pixels < 2**20 < (3 * 1.328 + 1) * pixels
-    assert Pictures(masked, DataConfig(), 1)._infos and not Pictures(masked, DataConfig(), 1, with_masks=True)._infos
+    assert Pictures(masked, DataConfig(), 1)._infos and not Pictures(masked, DataConfig(), 1, CANVAS)._infos
 
 
 def test_the_memory_gives_the_bytes_of_the_file_at_every_scale(index: Index) -> None:

@@ -327,3 +327,21 @@ def test_pseudo_masks_do_not_depend_on_how_they_are_loaded(
     for (one,), (two,) in zip(*streams, strict=True):
         assert one.masks is not None and two.masks is not None
         assert one.masks.equal(two.masks) and one.images.equal(two.images)
+
+
+def test_pseudo_masks_larger_than_their_images_are_kept_in_memory(
+    tmp_path: Path, pool: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network that enlarges small images stores masks of its own size."""
+    write_images(tmp_path)
+    large: list[Outcome] = [predicted(row, probabilities(row, (96, 128))) for row in range(COUNT)]
+    index = store_index(make_store(tmp_path / "store", pool, large), pool, PseudoConfig())
+    asked: list[str] = []
+    monkeypatch.setattr(
+        "tutelage.data.loader.pictures.read_mask", lambda file: (asked.append(file.path), read_mask(file))[1]
+    )
+    options = train_options(canvas=(96, 128), batch_size=COUNT, num_steps=3)
+    kept, read_anew = (list(train_batches(index, **options | {"cache_megabytes": size})) for size in (8, 0))
+    assert len(asked) == COUNT + 3 * COUNT
+    for (one,), (two,) in zip(kept, read_anew, strict=True):
+        assert one.masks is not None and two.masks is not None and one.masks.equal(two.masks)

@@ -66,24 +66,28 @@ def shown_mask(index: Index, row: int, data: DataConfig, info: ImageInfo | None 
 class Pictures:
     """Images of an index by row, and their masks. Pixels are the same bytes with and without the memory."""
 
-    def __init__(self, index: Index, data: DataConfig, cache_megabytes: int = 0, *, with_masks: bool = False) -> None:
+    def __init__(
+        self, index: Index, data: DataConfig, cache_megabytes: int = 0, mask_size: tuple[int, int] | None = None
+    ) -> None:
         """Reads no more than headers.
 
         Args:
             index: the images.
             data: how they are decoded.
             cache_megabytes: sets that fit decoded are kept, shared by forked workers; 0 keeps none.
-            with_masks: whether masks will be asked for.
+            mask_size: (height, width) that masks have at most, or else that of their image; None if none are wanted.
 
         Raises:
             InputError: the header of an image of a small set cannot be read.
         """
         self.index = index
         self.data = data
-        self._infos = _infos_if_small(index, cache_megabytes * 2**20, with_masks)
-        sizes = [info.shown_size for info in self._infos]
-        self._memory = DecodedMemory(_shapes(sizes), PIXEL) if sizes else None
-        self._mask_memory = DecodedMemory(_shapes(sizes)[:, :1], ()) if sizes and with_masks else None
+        self._infos = _infos_if_small(index, cache_megabytes * 2**20, mask_size)
+        self._memory = self._mask_memory = None
+        if self._infos:
+            shapes = _shapes([info.shown_size for info in self._infos])
+            self._memory = DecodedMemory(shapes, PIXEL)
+            self._mask_memory = mask_size and DecodedMemory(np.maximum(shapes[:, :1], mask_size), ())
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_memory": None, "_mask_memory": None}  # a spawned process cannot see it: it decodes
@@ -117,13 +121,14 @@ class Pictures:
         return mask
 
 
-def _infos_if_small(index: Index, budget: int, with_masks: bool) -> list[ImageInfo]:
+def _infos_if_small(index: Index, budget: int, mask_size: tuple[int, int] | None) -> list[ImageInfo]:
     """Headers of all images if they fit decoded into `budget` bytes, else none; stops at the first that does not."""
     infos = []
     for row in range(len(index) if budget else 0):
         infos.append(probe(index.path(row)))
-        pixels = _shapes([infos[-1].shown_size]).prod(-1)
-        budget -= int(pixels.sum() * PIXEL[0] + pixels[0, 0] * with_masks)
+        (shapes,) = _shapes([infos[-1].shown_size])
+        budget -= PIXEL[0] * int(shapes.prod(-1).sum())
+        budget -= 0 if mask_size is None else int(np.maximum(shapes[0], mask_size).prod())
         if budget < 0:
             return []
     return infos
