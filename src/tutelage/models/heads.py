@@ -1,4 +1,4 @@
-"""The RetinaNet head (arXiv:1708.02002; TPU detection code, heads.py).
+"""Heads of a RetinaNet (arXiv:1708.02002) and of a segmenter (arXiv:2006.06882, sec. 3.2); TPU code, heads.py.
 
 Legend: B images, A anchors of all levels, K classes.
 """
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tutelage.config import ModelConfig
-from tutelage.models.pyramids import ACTIVATIONS, batch_norm
+from tutelage.models.pyramids import ACTIVATIONS, batch_norm, fuse
 from tutelage.ops.anchors import num_anchors
 
 PRIOR = 0.01
@@ -62,6 +62,23 @@ class RetinaNetHead(nn.Module):
         logits = [self.class_predictor(self.class_tower(level, number)) for number, level in enumerate(levels)]
         deltas = [self.box_predictor(self.box_tower(level, number)) for number, level in enumerate(levels)]
         return _by_anchor(logits, self.num_classes), _by_anchor(deltas, 4)
+
+
+class SegmentationHead(nn.Module):
+    """All levels fused at stride 4, a tower on the one map, and a 1x1 predictor."""
+
+    def __init__(self, config: ModelConfig, num_classes: int) -> None:
+        super().__init__()
+        self.min_level = config.min_level
+        self.tower = Tower(config, num_levels=1)
+        self.class_predictor = nn.Conv2d(self.tower.width, num_classes, 1)
+        nn.init.normal_(self.class_predictor.weight, std=0.01)
+        nn.init.zeros_(self.class_predictor.bias)  # type: ignore[arg-type]
+
+    def forward(self, levels: list[Tensor]) -> Tensor:
+        """Logits (B, K, H_2, W_2), H_2 x W_2 being the canvas at stride 4."""
+        logits: Tensor = self.class_predictor(self.tower(fuse(levels, self.min_level), 0))
+        return logits
 
 
 def _by_anchor(maps: list[Tensor], depth: int) -> Tensor:

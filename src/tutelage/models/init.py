@@ -23,15 +23,16 @@ from torch import Tensor
 from tutelage.config import ModelConfig
 from tutelage.files import read_json, write_json
 from tutelage.models.backbones import pretrained_weights
-from tutelage.models.model import Classifier, RetinaNet, build_classifier, build_detector
+from tutelage.models.model import Classifier, Network, build_classifier, build_detector, build_segmenter
 from tutelage.models.tensors import save_tensors
 from tutelage.types import InputError
 
 TORCH_BEGINNINGS = (b"PK", b"\x80\x02")  # a zip archive, and what torch.save wrote before it
 WEIGHTS, CARD = "model.safetensors", "model.json"
 FORMAT = 1
-BUILDERS: dict[str, Callable[[ModelConfig, int], RetinaNet | Classifier]] = {
+BUILDERS: dict[str, Callable[[ModelConfig, int], Network | Classifier]] = {
     "detector": build_detector,
+    "segmenter": build_segmenter,
     "classifier": build_classifier,
 }
 NESTED_UNDER = ("state_dict", "model", "model_state_dict", "model_state", "net")
@@ -57,14 +58,15 @@ class LoadReport:
         return f"{self.source}: {counts if self.source != 'random' else 'nothing loaded'}"
 
 
-def initialize(model: RetinaNet | Classifier, init: str, *, backbone_name: str) -> LoadReport:
+def initialize(model: Network | Classifier, init: str, *, backbone_name: str) -> LoadReport:
     """Loads what `init` says into a model with random weights, pixel statistics included.
 
     Args:
         model: changed in place.
         init: `random`; `imagenet` or `imagenet++` (the backbone); a model folder of ours (a classifier's backbone, or
-            a whole detector, its class predictor only where the number of classes is equal); or a file with a state
-            dict of the backbone, by timm's or torchvision's tensor names, with any prefix.
+            a whole network of the same kind, its class predictor only where the number of classes is equal; of another
+            kind the backbone); or a file with a state dict of the backbone, by timm's or torchvision's tensor names,
+            with any prefix.
         backbone_name: timm's name of the model's backbone.
 
     Raises:
@@ -103,7 +105,7 @@ def init_digest(init: str) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else init
 
 
-def save_model(folder: Path, model: RetinaNet | Classifier, card: Mapping[str, Any]) -> None:
+def save_model(folder: Path, model: Network | Classifier, card: Mapping[str, Any]) -> None:
     """Writes a model folder; `card` (class names, task, ...) joins what rebuilding needs in model.json.
 
     Raises:
@@ -114,7 +116,7 @@ def save_model(folder: Path, model: RetinaNet | Classifier, card: Mapping[str, A
     save_tensors(folder / WEIGHTS, state)
     rebuild = {
         "format": FORMAT,
-        "kind": "detector" if isinstance(model, RetinaNet) else "classifier",
+        "kind": model.kind,
         "num_classes": model.num_classes,
         "model": model.config.model_dump(mode="json"),
         "canvas": list(model.config.canvas),
@@ -123,7 +125,7 @@ def save_model(folder: Path, model: RetinaNet | Classifier, card: Mapping[str, A
     write_json(folder / CARD, {**card, **rebuild})
 
 
-def load_model(folder: Path) -> tuple[RetinaNet | Classifier, dict[str, Any]]:
+def load_model(folder: Path) -> tuple[Network | Classifier, dict[str, Any]]:
     """The model of a folder, in float32 on the CPU, and its card; leaves torch's random state alone.
 
     Raises:
@@ -214,7 +216,7 @@ def _tensors_of(content: Any, path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _load_ours(model: RetinaNet | Classifier, folder: Path) -> LoadReport:
+def _load_ours(model: Network | Classifier, folder: Path) -> LoadReport:
     card = read_card(folder)
     theirs, ours = card["model"]["backbone"], model.config.backbone
     if theirs != ours:
@@ -223,7 +225,7 @@ def _load_ours(model: RetinaNet | Classifier, folder: Path) -> LoadReport:
             f"Set model.backbone={theirs}, or give another model.init."
         )
     state, own = read_state(folder / WEIGHTS), model.state_dict()
-    whole = isinstance(model, RetinaNet) and card["kind"] == "detector"
+    whole = model.kind == card["kind"] != Classifier.kind
     taken = {name: tensor for name, tensor in state.items() if whole or name.startswith(("backbone.", "normalize."))}
     if card["num_classes"] != model.num_classes:
         taken = {name: tensor for name, tensor in taken.items() if not name.startswith(MADE_FOR_CLASSES)}
@@ -237,7 +239,7 @@ def _load_ours(model: RetinaNet | Classifier, folder: Path) -> LoadReport:
     return _copy(own, taken, state, str(folder))
 
 
-def _load_backbone(model: RetinaNet | Classifier, state: Mapping[str, Tensor], source: str) -> LoadReport:
+def _load_backbone(model: Network | Classifier, state: Mapping[str, Tensor], source: str) -> LoadReport:
     """Loads a foreign state dict into the backbone's body, under whatever prefix matches most of its tensors."""
     own = model.backbone.body.state_dict()
     renamed = _without_prefix(own, state)

@@ -1,21 +1,27 @@
-"""The networks that tasks train: a RetinaNet, and a classifier that shares its backbone.
+"""The networks that tasks train: a detector, a segmenter, and a classifier that shares their backbone.
 
-Both take pictures as they are (uint8) with their covered size, and normalize on the device.
+All take pictures as they are (uint8) with their covered size, and normalize on the device.
 Legend: B images, H x W canvas pixels, A anchors, K classes.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from tutelage.config import ModelConfig
 from tutelage.models.backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone, build_backbone
-from tutelage.models.heads import RetinaNetHead
-from tutelage.models.pyramids import FPN, LAST_BACKBONE_LEVEL
+from tutelage.models.heads import RetinaNetHead, SegmentationHead
+from tutelage.models.nasfpn import LEVELS, NASFPN
+from tutelage.models.pyramids import FPN, FUSED_LEVEL, LAST_BACKBONE_LEVEL
 from tutelage.types import InputError
+
+PYRAMIDS: dict[str, Callable[[Sequence[int], ModelConfig], nn.Module]] = {"fpn": FPN, "nas-fpn": NASFPN}
+MASK_STRIDE = 2**FUSED_LEVEL
+"""Canvas pixels a cell of a segmenter's logits."""
 
 
 class DetectionOutputs(NamedTuple):
@@ -49,6 +55,8 @@ class Normalize(nn.Module):
 class RetinaNet(nn.Module):
     """Backbone, feature pyramid and head (arXiv:1708.02002)."""
 
+    kind: ClassVar[str] = "detector"
+
     def __init__(self, config: ModelConfig, num_classes: int) -> None:
         super().__init__()
         self.config = config
@@ -56,7 +64,7 @@ class RetinaNet(nn.Module):
         self.levels = tuple(range(config.min_level, config.max_level + 1))
         self.normalize = Normalize()
         self.backbone = _backbone_of(config)
-        self.pyramid = FPN(self.backbone.channels, config)
+        self.pyramid = PYRAMIDS[config.pyramid](self.backbone.channels, config)
         self.head = RetinaNetHead(config, num_classes, len(self.levels))
 
     def forward(self, images: Tensor, valid: Tensor) -> DetectionOutputs:
@@ -68,8 +76,34 @@ class RetinaNet(nn.Module):
         return DetectionOutputs(*self.head(self.pyramid(self.backbone(normalized))))
 
 
+class Segmenter(nn.Module):
+    """Backbone, feature pyramid, and a head on its levels fused at stride 4 (arXiv:2006.06882, sec. 3.2)."""
+
+    kind: ClassVar[str] = "segmenter"
+
+    def __init__(self, config: ModelConfig, num_classes: int) -> None:
+        super().__init__()
+        self.config = config
+        self.num_classes = num_classes
+        self.normalize = Normalize()
+        self.backbone = _backbone_of(config)
+        self.pyramid = PYRAMIDS[config.pyramid](self.backbone.channels, config)
+        self.head = SegmentationHead(config, num_classes)
+
+    def forward(self, images: Tensor, valid: Tensor) -> Tensor:
+        """Logits (B, K, H / 4, W / 4) for uint8 images (B, 3, H, W) that cover `valid` (B, 2) = (height, width)."""
+        return self.raw(self.normalize(images, valid))
+
+    def raw(self, normalized: Tensor) -> Tensor:
+        """Logits (B, K, H / 4, W / 4) for images (B, 3, H, W) that `normalize` made."""
+        logits: Tensor = self.head(self.pyramid(self.backbone(normalized)))
+        return logits
+
+
 class Classifier(nn.Module):
-    """Backbone, global average pool and one linear layer; its backbone initializes a detector's."""
+    """Backbone, global average pool and one linear layer; its backbone initializes the other networks'."""
+
+    kind: ClassVar[str] = "classifier"
 
     def __init__(self, config: ModelConfig, num_classes: int) -> None:
         super().__init__()
@@ -88,28 +122,32 @@ class Classifier(nn.Module):
         return logits
 
 
+Network = RetinaNet | Segmenter
+"""What a task trains; a classifier only gives its backbone to one."""
+
+
 def build_detector(config: ModelConfig, num_classes: int) -> RetinaNet:
     """A detector with random weights, drawn from torch's default generator.
 
     Raises:
         InputError: an unknown backbone, one without the strides, levels or a canvas that cannot be.
     """
-    if config.min_level > config.max_level:
-        raise InputError(
-            f"model.min_level: {config.min_level} is above model.max_level {config.max_level}; "
-            "it must be at most that. Change one of them."
-        )
-    stride = 2 ** min(config.max_level, LAST_BACKBONE_LEVEL)
-    if any(side % stride for side in config.canvas):
-        raise InputError(
-            f"model.canvas: {config.canvas[0]} x {config.canvas[1]}; both sides must be multiples of {stride}, the "
-            f"backbone's stride. Round them, for example to {[-(-side // stride) * stride for side in config.canvas]}."
-        )
+    _check_levels(config)
     return RetinaNet(config, num_classes)
 
 
+def build_segmenter(config: ModelConfig, num_classes: int) -> Segmenter:
+    """A segmenter with random weights, drawn from torch's default generator.
+
+    Raises:
+        InputError: as `build_detector`.
+    """
+    _check_levels(config)
+    return Segmenter(config, num_classes)
+
+
 def build_classifier(config: ModelConfig, num_classes: int) -> Classifier:
-    """A classifier with the same backbone as `build_detector`'s, with random weights."""
+    """A classifier with the same backbone as the other networks', with random weights."""
     return Classifier(config, num_classes)
 
 
@@ -117,3 +155,25 @@ def _backbone_of(config: ModelConfig) -> Backbone:
     levels = range(config.min_level, min(config.max_level, LAST_BACKBONE_LEVEL) + 1)
     norm = config.norm if config.backbone_norm == "shared" else None
     return build_backbone(config.backbone, levels=levels, drop_path=config.drop_path, norm=norm)
+
+
+def _check_levels(config: ModelConfig) -> None:
+    """Refuses levels that the pyramid cannot have, and a canvas that does not divide into them."""
+    if config.min_level > config.max_level:
+        raise InputError(
+            f"model.min_level: {config.min_level} is above model.max_level {config.max_level}; "
+            "it must be at most that. Change one of them."
+        )
+    stride, of = 2 ** min(config.max_level, LAST_BACKBONE_LEVEL), "the backbone's stride"
+    if config.pyramid == "nas-fpn":
+        if (config.min_level, config.max_level) != (LEVELS[0], LEVELS[-1]):
+            raise InputError(
+                f"model.pyramid: a nas-fpn is wired for levels {LEVELS[0]} to {LEVELS[-1]}; model.min_level and "
+                f"max_level are {config.min_level} and {config.max_level}. Set them so, or model.pyramid=fpn."
+            )
+        stride, of = 2 ** LEVELS[-1], "the stride of a nas-fpn's coarsest level: it repeats pixels by whole factors"
+    if any(side % stride for side in config.canvas):
+        raise InputError(
+            f"model.canvas: {config.canvas[0]} x {config.canvas[1]}; both sides must be multiples of {stride}, {of}. "
+            f"Round them, for example to {[-(-side // stride) * stride for side in config.canvas]}."
+        )

@@ -16,6 +16,8 @@ from tutelage.config import ModelConfig, NormConfig
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU}
 LAST_BACKBONE_LEVEL = 5
+FUSED_LEVEL = 2
+"""Where a segmenter predicts, stride 4: arXiv:2006.06882, sec. 3.2."""
 
 
 def batch_norm(channels: int, norm: NormConfig) -> nn.BatchNorm2d:
@@ -54,6 +56,23 @@ class FPN(nn.Module):
         for number, extra in enumerate(self.extras):
             levels.append(_halved(cast(nn.Conv2d, extra), self.activation(levels[-1]) if number else levels[-1]))
         return [norm(level) for norm, level in zip(self.norms, levels, strict=True)]
+
+
+def fuse(levels: Sequence[Tensor], min_level: int) -> Tensor:
+    """The sum (B, W, H_2, W_2) of all levels, finest first, each enlarged to level 2 (TPU detection code, nn_ops.py).
+
+    Each goes there in one bilinear step; a chain of doublings would give something else. It is enlarged by the whole
+    factor and then cut: where the canvas does not divide into it, a coarse level reaches beyond the others.
+    """
+    height, width = (side << (min_level - FUSED_LEVEL) for side in levels[0].shape[-2:])
+    fused = _enlarged(levels[0], min_level)
+    for number, level in enumerate(levels[1:], min_level + 1):
+        fused = fused + _enlarged(level, number)[..., :height, :width]
+    return fused
+
+
+def _enlarged(level: Tensor, number: int) -> Tensor:
+    return F.interpolate(level, scale_factor=2.0 ** (number - FUSED_LEVEL), mode="bilinear", align_corners=False)
 
 
 def _halved(conv: nn.Conv2d, level: Tensor) -> Tensor:
