@@ -19,7 +19,6 @@ from pycocotools.coco import COCO
 from tutelage.config import DataConfig
 from tutelage.data.index import Index
 from tutelage.data.readers import detect_format, locate, open_index
-from tutelage.data.readers.coco import rle_box, rle_runs
 from tutelage.types import IGNORE_BOX, IGNORE_REGION, InputError
 
 STRICT, CLIP, DROP = (DataConfig(bad_boxes=policy) for policy in ("error", "clip", "drop"))
@@ -84,33 +83,6 @@ def test_coco_boxes_and_classes(tmp_path: Path) -> None:
 def test_duplicate_annotation_ids_are_counted_and_both_kept(tmp_path: Path) -> None:
     index = open_index(coco(tmp_path / "a.json", {"id": 5}, {"id": 5}), STRICT, annotations_only=True)
     assert index.num_boxes == 2 and index.counts["duplicate annotation ids"] == 1
-
-
-@pytest.mark.parametrize("seed", range(20))
-@pytest.mark.parametrize("compressed", [False, True])
-def test_boxes_of_masks_equal_pycocotools(seed: int, compressed: bool) -> None:
-    rng = np.random.default_rng(seed)
-    mask = np.zeros((9, 13), np.uint8, order="F")
-    top, left = rng.integers(0, 9), rng.integers(0, 13)
-    mask[top : top + 1 + seed % 4, left : left + 1 + seed % 7] = rng.random() < 0.9 or 1
-    mask[rng.random(mask.shape) < 0.02] = 1
-    encoded = coco_mask.encode(mask)
-    text = encoded["counts"].decode()
-    counts = text if compressed else rle_runs(text)
-    assert sum(rle_runs(text)) == mask.size
-    assert rle_box(counts, encoded["size"]) == coco_mask.toBbox(encoded).tolist()
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.integers(0, 1), min_size=12, max_size=60), st.integers(1, 6))
-def test_runs_of_any_mask_are_decoded(pixels: list[int], height: int) -> None:
-    width = len(pixels) // height
-    mask = np.asfortranarray(np.array(pixels[: height * width], np.uint8).reshape(height, width))
-    encoded = coco_mask.encode(mask)
-    flat = mask.reshape(-1, order="F")
-    runs = rle_runs(encoded["counts"].decode())
-    assert np.repeat(np.arange(len(runs)) % 2, runs).tolist() == flat.tolist()
-    assert rle_box(runs, encoded["size"]) == coco_mask.toBbox(encoded).tolist()
 
 
 def test_boxes_come_from_segmentations_where_there_is_no_bbox(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """COCO json: the parsed lists become columns with as little Python work an annotation as possible.
 
 Boxes are [x, y, width, height] from the top left corner. `iscrowd` becomes an ignored region. An annotation without
-`bbox` takes the box of its polygons or of its run-length mask. Source of the mask coding: cocoapi, maskApi.c.
+`bbox` takes the box of its polygons or of its run-length mask.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tutelage.data.readers.source import Columns, Source, refuse, split_named
+from tutelage.data.rle import box_of, decode_counts, spans_of
 from tutelage.types import IGNORE_REGION, InputError
 
 
 def read_coco(source: Source, unlabeled: bool) -> Columns:
     """Columns of a COCO json; with `unlabeled` annotations may be missing (image_info, captions)."""
-    with _collector_at_rest():
+    with collector_at_rest():
         return _read(source, unlabeled)
 
 
 @contextmanager
-def _collector_at_rest() -> Iterator[None]:
+def collector_at_rest() -> Iterator[None]:
     """The cyclic garbage collector would walk millions of parsed containers again and again: a third of the time."""
     collecting = gc.isenabled()
     gc.disable()
@@ -41,19 +42,35 @@ def _collector_at_rest() -> Iterator[None]:
 
 
 def _read(source: Source, unlabeled: bool) -> Columns:
-    raw = parse_json(source.path)
-    if foreign := foreign_json(raw):
-        raise refuse(source.path, foreign)
+    raw = parse_coco(source)
     images, annotations = raw["images"], raw.get("annotations", [])
-    kind = _kind(annotations)
-    columns = Columns("COCO json", source.name, _file_names(images, source), image_roots(source.path))
-    columns.sizes = _sizes(images, source)
+    kind = kind_of(annotations)
+    columns = image_columns(images, source)
     if kind in ("", "captions", "panoptic"):
         if not unlabeled and kind:
             raise refuse(source.path, f"COCO {kind} annotations, which hold no object boxes")
         columns.annotated = False
         return columns
     _fill_boxes(columns, images, annotations, raw.get("categories", []), source)
+    return columns
+
+
+def parse_coco(source: Source) -> dict[str, Any]:
+    """A parsed COCO json, with `images` and maybe `annotations` and `categories`.
+
+    Raises:
+        InputError: not valid JSON, or another format.
+    """
+    raw = parse_json(source.path)
+    if foreign := foreign_json(raw):
+        raise refuse(source.path, foreign)
+    return dict(raw)
+
+
+def image_columns(images: Sequence[dict[str, Any]], source: Source) -> Columns:
+    """Columns of the images alone: paths, roots and sizes."""
+    columns = Columns("COCO json", source.name, _file_names(images, source), image_roots(source.path))
+    columns.sizes = _sizes(images, source)
     return columns
 
 
@@ -119,7 +136,8 @@ def foreign_json(raw: Any) -> str:
     return next((name for signs, name in DICT_SIGNS if signs <= set(raw)), f"JSON with the keys {shown or 'none'}")
 
 
-def _kind(annotations: Sequence[Any]) -> str:
+def kind_of(annotations: Sequence[Any]) -> str:
+    """What the annotations are: boxes (and outlines), panoptic, captions, malformed, or "" where there are none."""
     if not annotations:
         return ""
     first = annotations[0]
@@ -157,18 +175,7 @@ def _fill_boxes(
     categories: Sequence[dict[str, Any]],
     source: Source,
 ) -> None:
-    names, label_of = _categories(categories, source)
-    columns.class_names = names
-    try:
-        image_ids = [annotation["image_id"] for annotation in annotations]
-        category_ids = [annotation["category_id"] for annotation in annotations]
-    except KeyError as error:
-        bad = next(i for i, annotation in enumerate(annotations) if error.args[0] not in annotation)
-        raise InputError(f"{source.path}: annotations[{bad}] has no {error.args[0]}. Add it, or remove it.") from None
-    columns.place = lambda box: _place(annotations, box)
-    row_of = _rows_by_id(images, source)
-    columns.image_of = _looked_up(row_of, image_ids, annotations, "image_id", source)
-    columns.labels = _looked_up(label_of, category_ids, annotations, "category_id", source)
+    fill_labels(columns, images, annotations, categories, source)
     corners = _corners(annotations, columns, source)
     with np.errstate(invalid="ignore"):  # infinity - infinity: found as a bad box later
         corners[:, 2:] += corners[:, :2]
@@ -184,12 +191,36 @@ def _fill_boxes(
     columns.counts += ids + Counter({"crowd regions": int(crowd.sum())})
 
 
+def fill_labels(
+    columns: Columns,
+    images: Sequence[dict[str, Any]],
+    annotations: Sequence[dict[str, Any]],
+    categories: Sequence[dict[str, Any]],
+    source: Source,
+) -> None:
+    """Gives the columns class names and the image, the label and the place of each annotation.
+
+    Raises:
+        InputError: an annotation without image or category, or with one that the file does not define.
+    """
+    columns.class_names, label_of = labels_by_id(categories, source)
+    try:
+        image_ids = [annotation["image_id"] for annotation in annotations]
+        category_ids = [annotation["category_id"] for annotation in annotations]
+    except KeyError as error:
+        bad = next(i for i, annotation in enumerate(annotations) if error.args[0] not in annotation)
+        raise InputError(f"{source.path}: annotations[{bad}] has no {error.args[0]}. Add it, or remove it.") from None
+    columns.place = lambda box: _place(annotations, box)
+    columns.image_of = looked_up(rows_by_id(images, source), image_ids, annotations, "image_id", source)
+    columns.labels = looked_up(label_of, category_ids, annotations, "category_id", source)
+
+
 def _place(annotations: Sequence[dict[str, Any]], box: int) -> str:
     annotation = annotations[box]
     return f"annotation {annotation.get('id', f'number {box}')} (image {annotation['image_id']})"
 
 
-def _categories(categories: Sequence[dict[str, Any]], source: Source) -> tuple[list[str], dict[Any, int]]:
+def labels_by_id(categories: Sequence[dict[str, Any]], source: Source) -> tuple[list[str], dict[Any, int]]:
     """Class names in the order of their ids, and the label of each id; equal names are one class."""
     try:
         ordered = sorted(categories, key=lambda category: category["id"])
@@ -200,7 +231,8 @@ def _categories(categories: Sequence[dict[str, Any]], source: Source) -> tuple[l
         raise InputError(f"{source.path}: a category has no id or no name. Every category needs both.") from None
 
 
-def _rows_by_id(images: Sequence[dict[str, Any]], source: Source) -> dict[Any, int]:
+def rows_by_id(images: Sequence[dict[str, Any]], source: Source) -> dict[Any, int]:
+    """Row of each image id; ids must differ."""
     row_of = {image.get("id"): row for row, image in enumerate(images)}
     if len(row_of) < len(images):
         twice = next(key for key, count in Counter(image.get("id") for image in images).items() if count > 1)
@@ -208,9 +240,10 @@ def _rows_by_id(images: Sequence[dict[str, Any]], source: Source) -> dict[Any, i
     return row_of
 
 
-def _looked_up(
+def looked_up(
     table: dict[Any, int], ids: Sequence[Any], annotations: Sequence[dict[str, Any]], key: str, source: Source
 ) -> NDArray[np.int64]:
+    """What a table says of the ids (m,) that the annotations have under `key`."""
     try:
         return np.fromiter(map(table.__getitem__, ids), np.int64, len(ids))
     except (KeyError, TypeError):
@@ -254,7 +287,9 @@ def _from_segmentation(
             low, high = points.min(axis=0), points.max(axis=0)
             return [*low.tolist(), *(high - low).tolist()]
         if isinstance(segmentation, dict) and {"counts", "size"} <= set(segmentation):
-            return rle_box(segmentation["counts"], segmentation["size"])
+            counts = segmentation["counts"]
+            runs = decode_counts(counts) if isinstance(counts, str) else np.asarray(counts, np.int64)
+            return box_of(spans_of(runs), segmentation["size"][0])
     except (ValueError, TypeError, IndexError):
         pass  # reported below, like a missing one
     found = "an unreadable segmentation" if segmentation else "neither bbox nor segmentation"
@@ -262,37 +297,3 @@ def _from_segmentation(
         f"{source.path}: {columns.place(number)}: {found}; a box needs a bbox, or polygons or a mask to take it from. "
         "Add it, or remove the annotation."
     )
-
-
-def rle_box(counts: Sequence[int] | str, size: Sequence[int]) -> list[float]:
-    """x, y, width, height of a run-length mask; runs go down the columns, the first is of zeros."""
-    runs = np.asarray(rle_runs(counts) if isinstance(counts, str) else counts, np.int64)
-    ends = np.cumsum(runs)
-    starts, ends = ends[:-1:2], ends[1::2]
-    starts, ends = starts[ends > starts], ends[ends > starts] - 1
-    if not len(starts):
-        return [0.0, 0.0, 0.0, 0.0]
-    height = size[0]
-    left, right = starts // height, ends // height
-    top, bottom = starts % height, ends % height
-    wrapped = left < right  # a run that passes a column's end covers both borders
-    x, y = left.min(), 0 if wrapped.any() else top.min()
-    high = height - 1 if wrapped.any() else bottom.max()
-    return [float(x), float(y), float(right.max() - x + 1), float(high - y + 1)]
-
-
-def rle_runs(text: str) -> list[int]:
-    """Runs of a compressed mask: base-32 groups from character '0', each run a difference to the one two before."""
-    runs: list[int] = []
-    value, shift = 0, 0
-    for character in text:
-        code = ord(character) - 48
-        value |= (code & 31) << shift
-        shift += 5
-        if code & 32:
-            continue
-        if code & 16:
-            value |= -1 << shift
-        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-        value, shift = 0, 0
-    return runs

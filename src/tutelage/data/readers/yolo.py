@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,26 @@ Item = tuple[str, Path | None]  # absolute image path, its label file
 
 def read_yolo(source: Source, unlabeled: bool) -> Columns:
     """Columns of YOLO labels."""
+    columns, files = labeled_columns(source, unlabeled)
+    columns.relative = True
+    tables = [read_labels(file) for file in files]
+    counts = [len(table) for table in tables]
+    table = np.concatenate([np.zeros((0, 5)), *tables])
+    columns.image_of = np.repeat(np.arange(len(tables)), counts)
+    columns.labels, columns.xyxy = table[:, 0].astype(np.int64), table[:, 1:]
+    firsts = np.cumsum(counts) - counts
+    columns.place = lambda box: f"{files[columns.image_of[box]]}: box {box - firsts[columns.image_of[box]] + 1}"
+    columns.class_names = class_names(source, columns, files)
+    _count_doubles(columns)
+    return columns
+
+
+def labeled_columns(source: Source, unlabeled: bool) -> tuple[Columns, list[Path]]:
+    """Columns of the images that have a label file, nothing read yet, and these files.
+
+    Raises:
+        InputError: no images; no label files, unless `unlabeled`.
+    """
     items = [
         item for place in source.images for item in (_from_list(place) if place.is_file() else _from_folder(place))
     ]
@@ -55,17 +76,7 @@ def read_yolo(source: Source, unlabeled: bool) -> Columns:
     )
     columns = Columns("YOLO txt", source.name, [os.path.relpath(image, root) for image, _ in labeled], [root])
     columns.unlisted = [os.path.relpath(image, root) for image, label in items if label is None]
-    columns.relative = True
-    tables = [read_labels(label) for _, label in labeled]
-    counts = [len(table) for table in tables]
-    table = np.concatenate([np.zeros((0, 5)), *tables])
-    columns.image_of = np.repeat(np.arange(len(tables)), counts)
-    columns.labels, columns.xyxy = table[:, 0].astype(np.int64), table[:, 1:]
-    firsts = np.cumsum(counts) - counts
-    columns.place = lambda box: f"{labeled[columns.image_of[box]][1]}: box {box - firsts[columns.image_of[box]] + 1}"
-    columns.class_names = _class_names(source, columns, [label for _, label in labeled])
-    _count_doubles(columns)
-    return columns
+    return columns, [label for _, label in labeled]
 
 
 def sources_of_yaml(path: Path) -> dict[str, Source]:
@@ -142,39 +153,68 @@ def read_labels(path: Path) -> NDArray[np.float64]:
     Raises:
         InputError: naming the line, for anything that is no box and no polygon.
     """
-    rows = [line.split() for line in read_text(path).splitlines()]
-    rows = [row for row in rows if row]
+    rows = _split_rows(path)
+    if all(len(row) == 5 for row in rows):
+        table = _numbers(rows, path).reshape(-1, 5)
+        center, half = table[:, 1:3], table[:, 3:5] / 2
+        table = np.concatenate([table[:, :1], center - half, center + half], axis=1)
+    else:
+        outlines = _outlines(rows, path)
+        table = np.array([[values[0], *_hull(values[1:])] for values in outlines]).reshape(-1, 5)
+    _require_whole(table[:, 0], rows, path)
+    return table
+
+
+def read_outlines(path: Path) -> list[tuple[int, NDArray[np.float64]]]:
+    """Class and points (n, 2) of each line of one label file; a box has two: its center and its extent.
+
+    Raises:
+        InputError: see `read_labels`.
+    """
+    rows = _split_rows(path)
+    outlines = _outlines(rows, path)
+    _require_whole(np.array([values[0] for values in outlines]), rows, path)
+    return [(int(values[0]), values[1:].reshape(-1, 2)) for values in outlines]
+
+
+def _split_rows(path: Path) -> list[list[str]]:
+    return [words for line in read_text(path).splitlines() if (words := line.split())]
+
+
+def _numbers(rows: Sequence[Sequence[str]], path: Path) -> NDArray[np.float64]:
     try:
-        if all(len(row) == 5 for row in rows):
-            table = np.array(rows, np.float64).reshape(-1, 5)
-            center, half = table[:, 1:3], table[:, 3:5] / 2
-            table = np.concatenate([table[:, :1], center - half, center + half], axis=1)
-        else:
-            table = np.array([_row(row, path, number) for number, row in enumerate(rows, 1)], np.float64)
+        return np.array(list(chain.from_iterable(rows)), np.float64)
     except ValueError as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"{path}: a value is no number ({error}); lines are 'class cx cy w h'. Mend it.") from None
-    bad = np.flatnonzero((table[:, 0] < 0) | (table[:, 0] != np.floor(table[:, 0])))
+
+
+def _outlines(rows: Sequence[Sequence[str]], path: Path) -> list[NDArray[np.float64]]:
+    """The values of each row, whose number must fit a box or a polygon."""
+    lengths = [len(row) for row in rows]
+    for number, length in enumerate(lengths, 1):
+        if length == 6:
+            raise refuse(path, f"six values in line {number}: predictions with a score, not ground truth")
+        if length < 5 or length % 2 == 0:
+            raise InputError(
+                f"{path}: line {number} has {length} values; a box has 5, a polygon 1 + 2 for each point. Mend it."
+            )
+    return np.split(_numbers(rows, path), np.cumsum(lengths)[:-1]) if rows else []
+
+
+def _hull(values: NDArray[np.float64]) -> list[float]:
+    """Corners x1, y1, x2, y2 around a polygon x, y, x, y ..., or of a box cx, cy, width, height."""
+    points = values.reshape(-1, 2)
+    if len(points) == 2:
+        return [*(points[0] - points[1] / 2), *(points[0] + points[1] / 2)]
+    return [*points.min(axis=0), *points.max(axis=0)]
+
+
+def _require_whole(classes: NDArray[np.float64], rows: Sequence[Sequence[str]], path: Path) -> None:
+    bad = np.flatnonzero((classes < 0) | (classes != np.floor(classes)))
     if len(bad):
         raise InputError(
             f"{path}: line {bad[0] + 1}: class is {rows[bad[0]][0]}; it must be a whole number from 0. Mend it."
         )
-    return table
-
-
-def _row(words: Sequence[str], path: Path, number: int) -> list[float]:
-    if len(words) == 6:
-        raise refuse(path, f"six values in line {number}: predictions with a score, not ground truth")
-    if len(words) < 5 or len(words) % 2 == 0:
-        raise InputError(
-            f"{path}: line {number} has {len(words)} values; a box has 5, a polygon 1 + 2 for each point. Mend it."
-        )
-    values = [float(word) for word in words]
-    if len(values) == 5:
-        label, x, y, width, height = values
-        return [label, x - width / 2, y - height / 2, x + width / 2, y + height / 2]
-    return [values[0], min(values[1::2]), min(values[2::2]), max(values[1::2]), max(values[2::2])]
 
 
 def label_files(folder: Path) -> list[str]:
@@ -275,10 +315,10 @@ def _names_beside(folder: Path) -> list[str]:
     return []
 
 
-def _class_names(source: Source, columns: Columns, labels: Sequence[Path]) -> list[str]:
-    """The names, the same in every file that tells them; the numbers where none does."""
+def class_names(source: Source, columns: Columns, files: Sequence[Path]) -> list[str]:
+    """The names of the classes, the same in every file that tells them; the numbers of the labels where none does."""
     told: dict[Path, list[str]] = {source.path: list(source.class_names)} if source.class_names else {}
-    for folder in dict.fromkeys(parent for file in labels for parent in list(file.parents)[:3]):
+    for folder in dict.fromkeys(parent for file in files for parent in list(file.parents)[:3]):
         if names := _names_beside(folder):
             told[folder] = names
     needed = int(columns.labels.max()) + 1 if len(columns.labels) else 0
