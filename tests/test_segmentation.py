@@ -321,10 +321,21 @@ def test_the_paper_s_scales_by_hand() -> None:
     assert (mask == 0).all() and (levels == math.floor(256 * (0.9 + 0.3 + 0.55) / 3)).all()
 
 
-def test_scaled_canvases_are_multiples_of_the_coarsest_stride() -> None:
-    net = Equivariant()
-    task().predict(net, batch_of([(64, 64)]), LabelConfig(scales=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75)))
-    assert net.seen == [(32, 32), (64, 64), (64, 64), (64, 64), (96, 96), (128, 128)]  # 1.5 and 2.5 round to even
+@pytest.mark.parametrize(
+    ("changed", "sides"),
+    [
+        ({"canvas": (512, 512), "max_level": 7, "pyramid": "nas-fpn"}, (256, 384, 512, 640, 768, 896)),
+        ({"canvas": (256, 256), "max_level": 7}, (128, 192, 256, 320, 384, 448)),
+        ({"canvas": (64, 64)}, (32, 64, 64, 64, 96, 128)),  # 1.5 and 2.5 strides round to 2, 3.5 to 4
+    ],
+)
+def test_scaled_canvases_are_multiples_of_the_stride_that_the_network_needs(
+    changed: dict[str, object], sides: tuple[int, ...]
+) -> None:
+    net, model = Equivariant(), SMALL.model_copy(update=changed)
+    batch = batch_of([model.canvas], model.canvas)
+    task(model=model).predict(net, batch, LabelConfig(scales=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75)))
+    assert net.seen == [(side, side) for side in sides]
 
 
 @pytest.mark.parametrize(("size", "shape"), [("network", (64, 32)), ("original", (200, 100))])

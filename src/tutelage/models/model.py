@@ -126,6 +126,11 @@ Network = RetinaNet | Segmenter
 """What a task trains; a classifier only gives its backbone to one."""
 
 
+def canvas_stride(config: ModelConfig) -> int:
+    """What both sides of a canvas must be multiples of: a nas-fpn repeats pixels by whole factors, a fpn up to p5."""
+    return 1 << (LEVELS[-1] if config.pyramid == "nas-fpn" else min(config.max_level, LAST_BACKBONE_LEVEL))
+
+
 def build_detector(config: ModelConfig, num_classes: int) -> RetinaNet:
     """A detector with random weights, drawn from torch's default generator.
 
@@ -164,16 +169,15 @@ def _check_levels(config: ModelConfig) -> None:
             f"model.min_level: {config.min_level} is above model.max_level {config.max_level}; "
             "it must be at most that. Change one of them."
         )
-    stride, of = 2 ** min(config.max_level, LAST_BACKBONE_LEVEL), "the backbone's stride"
-    if config.pyramid == "nas-fpn":
-        if (config.min_level, config.max_level) != (LEVELS[0], LEVELS[-1]):
-            raise InputError(
-                f"model.pyramid: a nas-fpn is wired for levels {LEVELS[0]} to {LEVELS[-1]}; model.min_level and "
-                f"max_level are {config.min_level} and {config.max_level}. Set them so, or model.pyramid=fpn."
-            )
-        stride, of = 2 ** LEVELS[-1], "the stride of a nas-fpn's coarsest level: it repeats pixels by whole factors"
+    if config.pyramid == "nas-fpn" and (config.min_level, config.max_level) != (LEVELS[0], LEVELS[-1]):
+        raise InputError(
+            f"model.pyramid: a nas-fpn is wired for levels {LEVELS[0]} to {LEVELS[-1]}; model.min_level and "
+            f"max_level are {config.min_level} and {config.max_level}. Set them so, or model.pyramid=fpn."
+        )
+    stride = canvas_stride(config)
     if any(side % stride for side in config.canvas):
         raise InputError(
-            f"model.canvas: {config.canvas[0]} x {config.canvas[1]}; both sides must be multiples of {stride}, {of}. "
+            f"model.canvas: {config.canvas[0]} x {config.canvas[1]}; both sides must be multiples of {stride}, the "
+            f"stride of {'the backbone' if config.pyramid == 'fpn' else 'the coarsest level of a nas-fpn'}. "
             f"Round them, for example to {[-(-side // stride) * stride for side in config.canvas]}."
         )

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tutelage.config import METRICS_OF_TASK, DataConfig, EvalConfig, LabelConfig, ModelConfig, RunConfig
 from tutelage.data.index import Index
-from tutelage.models.model import Segmenter, build_segmenter
+from tutelage.models.model import MASK_STRIDE, Segmenter, build_segmenter, canvas_stride
 from tutelage.tasks.metrics import Confusions
 from tutelage.tasks.segmentation.measuring import JudgedMask, judge_mask, mask_tables
 from tutelage.tasks.segmentation.pixels import Grid, classify
@@ -23,8 +23,6 @@ from tutelage.tasks.task import Columns
 from tutelage.tasks.views import VIEWS, check_passes, map_from, rescaled, view_of
 from tutelage.types import IGNORE, Annotation, Batch, Prediction
 
-STRIDE = 4
-"""Canvas pixels a cell of the logits (arXiv:2006.06882, sec. 3.2: prediction at level 2)."""
 ONE_PASS = LabelConfig(size="original")
 
 
@@ -65,7 +63,7 @@ class SegmentationTask:
         at their cells' centers, so that such targets would move outlines by 1.5 pixels on average; these do by 0.5.
         """
         assert batch.masks is not None, "segmentation is trained on batches with masks"
-        classes = batch.masks[:, STRIDE // 2 :: STRIDE, STRIDE // 2 :: STRIDE].long()
+        classes = batch.masks[:, MASK_STRIDE // 2 :: MASK_STRIDE, MASK_STRIDE // 2 :: MASK_STRIDE].long()
         return MaskTargets(classes, (classes != IGNORE).sum())
 
     def loss_sums(self, outputs: Tensor, batch: Batch, targets: MaskTargets) -> dict[str, Tensor]:
@@ -121,7 +119,7 @@ class SegmentationTask:
         normalized = model.normalize(batch.images[:, 0], batch.valid[:, 0])
         passes = []
         for scale in label.scales:
-            scaled = rescaled(normalized, scale, 2**self.model.max_level)
+            scaled = rescaled(normalized, scale, canvas_stride(self.model))
             passes += [map_from(model.raw(view_of(scaled, VIEWS[name])), VIEWS[name]) for name in label.views]
         return passes
 
