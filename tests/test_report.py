@@ -5,15 +5,14 @@ import io
 import json
 import re
 import shutil
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from tests.report_page import Page, change_record, page_of
 from tests.run_folder import CLASS_NAMES, write_run_folder
 from tutelage.config import PseudoConfig
 from tutelage.data.pseudo import open_store
@@ -29,38 +28,6 @@ from tutelage.reporting.read import read_evaluation, read_run, training_log
 from tutelage.tasks.metrics import detection_metrics, match_detections
 from tutelage.types import IGNORE_BOX, IGNORE_REGION, Boxes, InputError
 
-VOID = {"meta", "image", "br", "img", "link", "input", "hr"}
-
-
-class Page(HTMLParser):
-    """A page taken apart: tags with attributes, text, and whether every tag is closed in order."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-        self.open: list[str] = []
-        self.feed(text)
-        self.text = " ".join(" ".join(self.words).split())
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open and self.open.pop() == tag, f"</{tag}> closes something else"
-
-    def handle_data(self, data: str) -> None:
-        if not self.open or self.open[-1] != "style":
-            self.words.append(data)
-
-    def named(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
-
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -74,17 +41,6 @@ def run(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("images")))
 
 
-def page_of(run: Path) -> Page:
-    page = Page(write_report(run).read_text())
-    assert page.open == [], "unclosed tags"
-    return page
-
-
-def change_record(place: Path, **changes: Any) -> None:
-    record = json.loads(place.read_text()) | changes
-    place.write_text(json.dumps({key: value for key, value in record.items() if value is not ...}))
-
-
 def test_the_page_says_what_the_record_says(run: Path) -> None:
     page = page_of(run)
     record = json.loads((run / "run.json").read_text())
@@ -95,7 +51,7 @@ def test_the_page_says_what_the_record_says(run: Path) -> None:
     assert "optimistic" in page.text
     assert typeset(record["convergence"]) in page.text
     assert record["command"] in page.text and record["config_hash"] in page.text
-    assert "boxes clipped 3" in page.text and "Domain gap 0.2" in page.text
+    assert "boxes dropped 3" in page.text and "Domain gap 0.2" in page.text
     assert "leaks no labeled image is in the test set" in page.text
     assert "could not be shown" not in page.text, "pool images are found through the recorded roots"
     assert "score_threshold: 0.5" in page.text
@@ -146,7 +102,7 @@ def test_untrusted_names_stay_text(tmp_path: Path) -> None:
     assert page.text.count(evil) > 5 and "'><svg onload=x>" in page.text and "$\\frac$" in page.text
 
 
-@pytest.mark.parametrize("damage", ["log.jsonl", "matches.npz", "*.parquet", "../../config.yaml"])
+@pytest.mark.parametrize("damage", ["log.jsonl", "tally.npz", "*.parquet", "../../config.yaml"])
 def test_a_missing_piece_leaves_the_rest(run: Path, damage: str) -> None:
     found = [place for stage in run.glob("stages/*") for place in stage.glob(damage)]
     assert found

@@ -117,10 +117,8 @@ def line_figure(
         return _finish(figure, title)
 
 
-def histogram_figure(
-    counts: NDArray[np.int64], thresholds: Sequence[float], *, title: str, xlabel: str, ylabel: str
-) -> str:
-    """Bars over 0..1; those right of the (lowest) threshold are filled, thresholds are marked."""
+def histogram_figure(counts: NDArray[Any], thresholds: Sequence[float], *, title: str, xlabel: str, ylabel: str) -> str:
+    """Bars of counts or shares over 0..1; those right of the (lowest) threshold are filled, thresholds are marked."""
     with matplotlib.rc_context(SETTINGS):
         figure, axes = _axes(4.4, 2.5)
         edges = np.linspace(0, 1, len(counts) + 1)

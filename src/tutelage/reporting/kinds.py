@@ -13,6 +13,9 @@ from tutelage.reporting.boxes.pseudo import view_store as view_boxes
 from tutelage.reporting.boxes.read import boxes_by_image
 from tutelage.reporting.boxes.recall import recall_figures
 from tutelage.reporting.boxes.scenes import compare_models as compare_boxes
+from tutelage.reporting.masks.compare import masks_by_image
+from tutelage.reporting.masks.pseudo import view_store as view_masks
+from tutelage.reporting.masks.scenes import compare_models as compare_masks
 from tutelage.reporting.pseudo import ViewStore
 from tutelage.reporting.read import Columns
 
@@ -59,5 +62,17 @@ KINDS: Mapping[str, Kind] = {
         compare=compare_boxes,
         view_store=view_boxes,
         recall=recall_figures,
+    ),
+    "segmentation": Kind(
+        templates="masks",
+        measured="Figures",
+        metrics={"miou": "mIoU", "pixel_accuracy": "Pixel accuracy", "boundary_iou": "Boundary IoU"},
+        class_metrics={"iou": "IoU", "boundary_iou": "Boundary IoU"},
+        class_counts={"images": "Test images", "pixels": "Test pixels"},
+        amount="pixels",
+        amount_title="Labeled pixels",
+        labels_of=masks_by_image,
+        compare=compare_masks,
+        view_store=view_masks,
     ),
 }

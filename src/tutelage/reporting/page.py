@@ -103,8 +103,16 @@ def typeset(text: str) -> str:
 
 
 def grouped(value: float | None) -> str:
-    """A count with thin spaces between thousands."""
-    return NOT_AVAILABLE if value is None else f"{value:,.0f}".replace(",", "\u2009")
+    """A count with narrow spaces between thousands; from ten millions on in millions: `12.3 M`."""
+    if value is None:
+        return NOT_AVAILABLE
+    text = f"{value / 1e6:,.1f}\u00a0M" if value >= 1e7 else f"{value:,.0f}"
+    return text.replace(",", "\u202f")
+
+
+def percent(value: float) -> str:
+    """A share in percent: `12.3 %`."""
+    return f"{100 * value:.1f}\u00a0%"
 
 
 def duration(seconds: float | None) -> str:
@@ -133,6 +141,7 @@ def _environment() -> Environment:
         "points": points,
         "signed": signed_points,
         "grouped": grouped,
+        "percent": percent,
         "duration": duration,
         "typeset": typeset,
     }

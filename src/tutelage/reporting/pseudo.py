@@ -28,7 +28,7 @@ class StoreView:
     kept_per_class: NDArray[np.int64]  # (K,) boxes or pixels at or above the threshold
     surest: Sequence[Any]  # what the templates of the kind draw
     least_sure: Sequence[Any]
-    looked_at: int  # pool images that the two were chosen from
+    legend: Sequence[Any] = ()  # of their colors
 
 
 ViewStore = Callable[[PseudoStore, PseudoConfig, tuple[str, ...], Album], StoreView]
@@ -36,11 +36,13 @@ ViewStore = Callable[[PseudoStore, PseudoConfig, tuple[str, ...], Album], StoreV
 
 @dataclass(frozen=True, slots=True)
 class Balance:
-    """A class among the human labels and among the pseudo-labels: amounts, and bars in percent of the longest."""
+    """A class among the human labels and among the pseudo-labels: amounts, shares, and bars in % of the longest."""
 
     name: str
     labels: int
     pseudo: int
+    labels_share: float
+    pseudo_share: float
     labels_bar: float
     pseudo_bar: float
 
@@ -91,7 +93,7 @@ def class_balance(class_names: tuple[str, ...], labeled: Mapping[str, int], kept
     shares = np.stack([human / max(human.sum(), 1), kept / max(kept.sum(), 1)])
     bars = np.round(100 * shares / max(shares.max(initial=0), 1e-9), 1)
     return [
-        Balance(name, int(human[row]), int(kept[row]), float(bars[0, row]), float(bars[1, row]))
+        Balance(name, int(human[row]), int(kept[row]), *shares[:, row].tolist(), *bars[:, row].tolist())
         for row, name in enumerate(class_names)
     ]
 

@@ -29,5 +29,4 @@ def view_store(store: PseudoStore, pseudo: PseudoConfig, class_names: tuple[str,
         summary.kept_per_class,
         crops(summary.surest, class_names, album),
         crops(summary.least_sure, class_names, album),
-        summary.images,
     )

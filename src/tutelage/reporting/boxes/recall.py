@@ -29,9 +29,9 @@ class RecallFigures:
 def recall_figures(models: list[Model], class_names: tuple[str, ...]) -> RecallFigures | None:
     """Precision by recall: means over the classes at two overlaps, and every class at IoU 0.5."""
     matched = [
-        (model.role, Matches.load(model.stage.folder / "matches.npz"))
+        (model.role, Matches.load(model.stage.folder / "tally.npz"))
         for model in models
-        if model.stage and (model.stage.folder / "matches.npz").is_file()
+        if model.stage and (model.stage.folder / "tally.npz").is_file()
     ]
     at = {iou: [_class_curves(role, matches, class_names, iou) for role, matches in matched] for iou in (0.5, 0.75)}
     defined = [name for name in class_names if any(name in curves for curves in at[0.5])]
