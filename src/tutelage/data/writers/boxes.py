@@ -1,21 +1,18 @@
-"""Boxes of many images out to files: COCO json, YOLO txt, Pascal VOC xml; the readers read them back.
-
-Records come one by one and are written as they come, so that memory does not grow with their number.
-"""
+"""Boxes of many images out to files: COCO json, YOLO txt, Pascal VOC xml."""
 
 from __future__ import annotations
 
-import json
 import os
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import yaml
 
-from tutelage.files import atomic, write_text
+from tutelage.data.writers.listing import write_coco_json
+from tutelage.files import write_text
 from tutelage.types import IGNORE_BOX, IGNORE_REGION, Boxes, InputError
 
 Record = tuple[str, tuple[int, int], Boxes]  # relative path, (height, width), boxes in pixels
@@ -30,31 +27,11 @@ def write_coco(path: Path, records: Iterable[Record], class_names: Sequence[str]
         class_names: names by label.
         with_scores: adds `score` to the annotations.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    categories = [{"id": label + 1, "name": name} for label, name in enumerate(class_names)]
-    beside = path.with_name(f".{path.name}.images")
-    try:
-        with atomic(path) as temporary, temporary.open("w") as file, beside.open("w") as images:
-            file.write(f'{{"categories": {json.dumps(categories)},\n"annotations": [')
-            _write_annotations(file, images, records, with_scores)
-            file.write('],\n"images": [')
-            images.close()
-            with beside.open() as done:
-                file.writelines(done)
-            file.write("]}\n")
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def _write_annotations(file: TextIO, images: TextIO, records: Iterable[Record], with_scores: bool) -> None:
-    number = 0
-    for image_id, (name, (height, width), boxes) in enumerate(records, 1):
-        entry = {"id": image_id, "file_name": name, "height": int(height), "width": int(width)}
-        images.write(f"{',' if image_id > 1 else ''}\n{json.dumps(entry)}")
-        for box in range(len(boxes)):
-            number += 1
-            annotation = {"id": number, "image_id": image_id, **_coco_annotation(boxes, box, with_scores)}
-            file.write(f"{',' if number > 1 else ''}\n{json.dumps(annotation)}")
+    entries = (
+        (name, size, [_coco_annotation(boxes, box, with_scores) for box in range(len(boxes))])
+        for name, size, boxes in records
+    )
+    write_coco_json(path, entries, class_names)
 
 
 def _coco_annotation(boxes: Boxes, box: int, with_scores: bool) -> dict[str, Any]:

@@ -1,0 +1,47 @@
+"""A COCO json, written piece by piece for boxes and masks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from tutelage.files import atomic
+
+Entry = tuple[str, tuple[int, int], list[dict[str, Any]]]  # relative path, (height, width), annotations without ids
+
+
+def write_coco_json(path: Path, entries: Iterable[Entry], class_names: Sequence[str]) -> None:
+    """One json of images, annotations and categories; all ids count from 1.
+
+    Args:
+        path: the file to write.
+        entries: the images with their annotations.
+        class_names: names by label; the category of label k has the id k + 1.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    categories = [{"id": label + 1, "name": name} for label, name in enumerate(class_names)]
+    beside = path.with_name(f".{path.name}.images")
+    try:
+        with atomic(path) as temporary, temporary.open("w") as file, beside.open("w") as images:
+            file.write(f'{{"categories": {json.dumps(categories)},\n"annotations": [')
+            _write_annotations(file, images, entries)
+            file.write('],\n"images": [')
+            images.close()
+            with beside.open() as done:
+                file.writelines(done)
+            file.write("]}\n")
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _write_annotations(file: TextIO, images: TextIO, entries: Iterable[Entry]) -> None:
+    number = 0
+    for image_id, (name, (height, width), found) in enumerate(entries, 1):
+        entry = {"id": image_id, "file_name": name, "height": int(height), "width": int(width)}
+        images.write(f"{',' if image_id > 1 else ''}\n{json.dumps(entry)}")
+        for annotation in found:
+            number += 1
+            whole = {"id": number, "image_id": image_id, **annotation}
+            file.write(f"{',' if number > 1 else ''}\n{json.dumps(whole)}")
