@@ -39,7 +39,7 @@ def paint(mask: Mask) -> Paint:
     table[:NUM_COLORS] = np.insert(class_colors(NUM_COLORS), 3, OPACITY, axis=1)
     painted: Paint = table[mask]
     width = max(round(min(mask.shape) / FINENESS), 1)
-    y, x = np.indices(mask.shape, sparse=True)
+    y, x = np.ogrid[: mask.shape[0], : mask.shape[1]]
     first = (x + y) // (STRIPE * width) % 2 == 0
     unlabeled = mask == IGNORE
     painted[unlabeled & first], painted[unlabeled & ~first] = STRIPES
