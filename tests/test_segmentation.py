@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from tutelage.config import DataConfig, EvalConfig, LabelConfig, ModelConfig
+from tutelage.config import AugmentConfig, DataConfig, EvalConfig, LabelConfig, ModelConfig
 from tutelage.data.index import Index
-from tutelage.data.loader import evaluation_batches, shown_mask
+from tutelage.data.loader import evaluation_batches, shown_mask, train_batches
 from tutelage.data.masks import MaskCoding, decode_png
 from tutelage.models.model import Normalize
 from tutelage.tasks.segmentation import SegmentationTask, pixels
@@ -394,18 +394,18 @@ def painted(tmp_path_factory: pytest.TempPathFactory) -> Index:
         )
 
 
-def judged_of(this: SegmentationTask, index: Index) -> list[JudgedMask]:
+def judged_of(this: SegmentationTask, index: Index, net: nn.Module) -> list[JudgedMask]:
     batches = evaluation_batches(
         index, canvas=(64, 64), data=DataConfig(), device_batch_size=2, rows=np.arange(3), workers=0, tolerant=False
     )
-    found = [each for batch, _ in batches for each in this.predict(ReadsGray(), batch)]  # type: ignore[arg-type]
+    found = [each for batch, _ in batches for each in this.predict(net, batch)]  # type: ignore[arg-type]
     return [this.judge(each, index, DataConfig()) for each in found]
 
 
 @pytest.mark.parametrize("long_side", [0, 50])
 def test_what_is_predicted_is_judged_beside_the_truth(painted: Index, long_side: int) -> None:
     this: Task = task(size=long_side)
-    judged = judged_of(task(size=long_side), painted)
+    judged = judged_of(task(size=long_side), painted, ReadsGray())
     assert [(one.image_id, one.size) for one in judged] == list(enumerate(SIZES))
     tables = this.tables(judged)
     truth, found = ([decode_png(png) for png in tables[name]["mask"]] for name in ("truth", "predictions"))
@@ -426,7 +426,7 @@ def test_what_is_predicted_is_judged_beside_the_truth(painted: Index, long_side:
 
 
 def test_truth_without_resizing_is_the_mask_itself(painted: Index) -> None:
-    for one in judged_of(task(), painted):
+    for one in judged_of(task(), painted, ReadsGray()):
         np.testing.assert_array_equal(decode_png(one.truth), shown_mask(painted, one.image_id, DataConfig()))
 
 
@@ -442,3 +442,38 @@ def test_truth_is_resized_to_the_nearest_pixel() -> None:
     small = resized_mask(mask, (2, 4))
     expected = [[mask[int((y + 0.5) * 4), int((x + 0.5) * 2)] for x in range(4)] for y in range(2)]
     assert small.tolist() == expected
+
+
+def test_a_small_segmenter_learns_pictures_by_heart(painted: Index) -> None:
+    torch.manual_seed(0)
+    norm = SMALL.norm.model_copy(update={"momentum": 0.2})
+    this = task(model=SMALL.model_copy(update={"norm": norm}))
+    net = this.build_model().to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(net.parameters(), 1e-2)
+    ((batch,),) = train_batches(
+        painted.select(np.arange(3)),
+        canvas=(64, 64),
+        augment=AugmentConfig(level="none", flip=0, jitter=(1, 1)),
+        annotation="masks",
+        data=DataConfig(),
+        stream="labeled",
+        seed=0,
+        round=1,
+        batch_size=3,
+        first_step=0,
+        num_steps=1,
+        rank=0,
+        world_size=1,
+        micro_batches=1,
+        workers=0,
+        cache_megabytes=0,
+        pin=False,
+    )
+    targets = this.assign(batch)
+    for _ in range(60):
+        sums = this.loss_sums(net(batch.images[:, 0], batch.valid[:, 0]), batch, targets)
+        optimizer.zero_grad()
+        (sums["pixel"] / this.normalizer(targets.num_positives)).backward()
+        optimizer.step()
+    figures = this.metrics(judged_of(this, painted, net.eval()))
+    assert figures["pixel_accuracy"] > 0.9 and figures["miou"] > 0.8
