@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import tutelage
-from tests.tiny import annotation, arguments
+from tests.tiny import annotation, arguments, mask_arguments, masks
 from tutelage.data.demo import draw_scenes
 
 
@@ -44,4 +44,14 @@ def finished(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TUTELAGE_CACHE", str(tmp_path_factory.mktemp("cache")))
         tutelage.fit(**arguments(scenes, out, val=annotation(scenes, "val")))
+    yield out
+
+
+@pytest.fixture(scope="session")
+def finished_masks(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A finished tiny segmentation fit with a selection split."""
+    out = tmp_path_factory.mktemp("run") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TUTELAGE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        tutelage.fit(**mask_arguments(scenes, out, val=masks(scenes, "val")))
     yield out

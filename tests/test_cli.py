@@ -119,7 +119,7 @@ def test_a_pretrained_backbone_is_no_detector(
         "fit": ["--teacher", model, *labeled, "--recipe", "detection-demo", *TINY],
     }[verb]
     assert main([verb, *options, "--out", str(tmp_path / "out")]) == 2
-    assert "holds a classifier, which finds no boxes" in " ".join(capsys.readouterr().err.split())
+    assert "holds a model for classification; one for detection" in " ".join(capsys.readouterr().err.split())
 
 
 def test_train_one_model(scenes: Path, tmp_path: Path) -> None:

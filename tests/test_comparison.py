@@ -10,6 +10,7 @@ import pytest
 from tests.run_folder import predicted
 from tutelage import stats
 from tutelage.config import RunConfig, load_config, parse_config
+from tutelage.tasks.detection.measuring import DetectionTally
 from tutelage.tasks.metrics import detection_metrics, match_detections
 from tutelage.types import Boxes
 from tutelage.workflows import evaluation
@@ -39,8 +40,8 @@ def made_set(num_images: int = 30) -> tuple[list[Boxes], list[Boxes]]:
 def test_intervals_of_classes_and_sizes_hold_the_figure_or_are_left_out() -> None:
     truth, seen = made_set()
     config, groups = config_of(), np.arange(30)
-    matches, metrics = match_detections(truth, seen, 3), detection_metrics(truth, seen, NAMES)
-    found = intervals_of(resample(matches, groups, config), metrics, matches, groups, 0.95)
+    tally, metrics = DetectionTally(match_detections(truth, seen, 3)), detection_metrics(truth, seen, NAMES)
+    found = intervals_of(resample(tally, groups, config), metrics, tally.groups_with_truth(groups), 0.95)
     assert list(found) == ["ap", "ap50", "ap75", "ap_small", "ap_medium", "per_class"], "no large truth"
     for name in ("ap", "ap50", "ap_small", "ap_medium"):
         assert found[name]["low"] < metrics[name] < found[name]["high"]
@@ -54,9 +55,9 @@ def test_intervals_of_classes_and_sizes_hold_the_figure_or_are_left_out() -> Non
 
 def test_a_class_whose_images_are_few_groups_has_no_interval() -> None:
     truth, seen = made_set()
-    matches, metrics = match_detections(truth, seen, 3), detection_metrics(truth, seen, NAMES)
+    tally, metrics = DetectionTally(match_detections(truth, seen, 3)), detection_metrics(truth, seen, NAMES)
     groups = np.arange(30) % (stats.FEW_WITH_TRUTH - 1)
-    found = intervals_of(resample(matches, groups, config_of()), metrics, matches, groups, 0.95)
+    found = intervals_of(resample(tally, groups, config_of()), metrics, tally.groups_with_truth(groups), 0.95)
     assert found["per_class"]["common"] == {"ap": None, "ap50": None} and "ap_small" not in found
 
 
@@ -70,9 +71,13 @@ def test_a_fit_keeps_resampled_figures_and_intervals_of_classes_and_sizes(finish
     kept = read_resampled(stage.folder)
     metrics, intervals = stage.record["metrics"], stage.record["intervals"]
     assert set(intervals["per_class"]) == set(metrics["per_class"])
-    assert kept["class_ap"].shape == (len(kept["ap"]), len(metrics["per_class"]))
-    low = np.quantile(kept["ap_small"], 0.025)
-    assert intervals["ap_small"]["low"] == pytest.approx(low) and intervals["ap_small"]["mean"] == metrics["ap_small"]
+    assert kept.kind == "leave-one-out" and len(kept.figures["ap"]) == 24, "few test images"
+    assert kept.figures["class_ap"].shape == (24, len(metrics["per_class"]))
+    point = metrics["ap_small"]
+    reach = stats.t_quantile(0.95, 23) * np.sqrt(23 / 24 * np.sum((kept.figures["ap_small"] - point) ** 2))
+    assert (
+        intervals["ap_small"]["low"] == pytest.approx(max(0, point - reach)) and intervals["ap_small"]["mean"] == point
+    )
 
 
 def test_the_comparison_resamples_nothing(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""A fit small enough for the tests: a network of 0.4 million parameters on 64 px scenes, a few steps."""
+"""Fits small enough for the tests: networks of 0.4 million parameters on 64 px scenes, a few steps."""
 
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,11 @@ TINY = (
 
 
 def annotation(scenes: Path, name: str) -> Path:
-    return next((scenes / name).glob("*.json"))
+    return scenes / name / "scenes.json"
+
+
+def masks(scenes: Path, name: str) -> Path:
+    return scenes / name / "masks"
 
 
 def arguments(scenes: Path, out: Path, **changed: Any) -> dict[str, Any]:
@@ -42,3 +46,9 @@ def arguments(scenes: Path, out: Path, **changed: Any) -> dict[str, Any]:
         "overrides": TINY,
     }
     return given | changed
+
+
+def mask_arguments(scenes: Path, out: Path, **changed: Any) -> dict[str, Any]:
+    """The same of the segmentation of these scenes."""
+    given = {"labeled": masks(scenes, "labeled"), "test": masks(scenes, "test"), "recipe": "segmentation-demo"}
+    return arguments(scenes, out, **given | changed)

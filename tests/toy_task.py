@@ -82,6 +82,9 @@ class ToyTask:
         of_box = (outputs.deltas.square().sum(-1) * targets.positive).sum()
         return {"class": self.scale * of_class, "box": self.scale * of_box}
 
+    def normalizer(self, counts: Tensor) -> Tensor:
+        return counts + 1
+
 
 def toy_batch(seed: int, size: int = 4, boxes: int = 3) -> Batch:
     """Random images; image i has i + 1 boxes, at most `boxes`, so that shares of a batch differ in their counts."""

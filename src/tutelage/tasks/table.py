@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from tutelage.config import RunConfig
 from tutelage.tasks.detection import DetectionTask
+from tutelage.tasks.segmentation import SegmentationTask
 from tutelage.tasks.task import Task
 
-TASKS = {"detection": DetectionTask}
+TASKS: dict[str, type[DetectionTask] | type[SegmentationTask]] = {
+    "detection": DetectionTask,
+    "segmentation": SegmentationTask,
+}
 
 
 def build_task(config: RunConfig, class_names: tuple[str, ...]) -> Task:

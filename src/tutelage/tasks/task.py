@@ -14,10 +14,11 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from tutelage.config import DataConfig, LabelConfig
 from tutelage.data.index import Index
+from tutelage.models.model import Network
 from tutelage.types import Annotation, Batch, Prediction
 
 Columns = dict[str, Any]
@@ -102,7 +103,7 @@ class Task(Trainable, Protocol):
         """The figure that classes are compared by."""
         ...
 
-    def build_model(self) -> nn.Module:
+    def build_model(self) -> Network:
         """A network for these classes with random weights, from torch's default generator."""
         ...
 

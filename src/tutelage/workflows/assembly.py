@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tutelage.config import RunConfig
 from tutelage.data.index import Index, join
@@ -124,7 +124,7 @@ def load_trained(stage: Stage, task: str) -> Network:
         InputError: there is none, or it is of another task.
     """
     _card_of(stage, (task,))
-    return load_model(stage.model_folder)[0]
+    return cast(Network, load_model(stage.model_folder)[0])  # a classifier's card names no task of ours
 
 
 def require_format(option: str, format: str, formats: Formats, annotation: Annotation) -> None:
