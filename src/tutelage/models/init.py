@@ -63,10 +63,10 @@ def initialize(model: Network | Classifier, init: str, *, backbone_name: str) ->
 
     Args:
         model: changed in place.
-        init: `random`; `imagenet` or `imagenet++` (the backbone); a model folder of ours (a classifier's backbone, or
-            a whole network of the same kind, its class predictor only where the number of classes is equal; of another
-            kind the backbone); or a file with a state dict of the backbone, by timm's or torchvision's tensor names,
-            with any prefix.
+        init: `random`; `imagenet` or `imagenet++` (the backbone); a model folder of ours (of
+            this kind: all, the class predictor only where the number of classes is equal; of another kind: the
+            backbone, and the pyramid where it has the same tensors); or a file with a state dict of the backbone, by
+            timm's or torchvision's tensor names, with any prefix.
         backbone_name: timm's name of the model's backbone.
 
     Raises:
@@ -226,7 +226,8 @@ def _load_ours(model: Network | Classifier, folder: Path) -> LoadReport:
         )
     state, own = read_state(folder / WEIGHTS), model.state_dict()
     whole = model.kind == card["kind"] != Classifier.kind
-    taken = {name: tensor for name, tensor in state.items() if whole or name.startswith(("backbone.", "normalize."))}
+    parts = ("",) if whole else ("backbone.", "normalize.", *_same_pyramid(own, state))
+    taken = {name: tensor for name, tensor in state.items() if name.startswith(parts)}
     if card["num_classes"] != model.num_classes:
         taken = {name: tensor for name, tensor in taken.items() if not name.startswith(MADE_FOR_CLASSES)}
     odd = [name for name in taken if name not in own]
@@ -237,6 +238,15 @@ def _load_ours(model: Network | Classifier, folder: Path) -> LoadReport:
             f"that only one has: '{odd[0]}'); it was saved by another network. Make model.* equal to its {CARD}'s."
         )
     return _copy(own, taken, state, str(folder))
+
+
+def _same_pyramid(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """The pyramid's prefix if two networks of different kinds have one of the same tensors, else nothing."""
+    prefix = "pyramid."
+    ours, theirs = (
+        {name: tensor.shape for name, tensor in each.items() if name.startswith(prefix)} for each in (own, state)
+    )
+    return (prefix,) if ours == theirs else ()
 
 
 def _load_backbone(model: Network | Classifier, state: Mapping[str, Tensor], source: str) -> LoadReport:

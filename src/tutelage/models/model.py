@@ -127,7 +127,11 @@ Network = RetinaNet | Segmenter
 
 
 def canvas_stride(config: ModelConfig) -> int:
-    """What both sides of a canvas must be multiples of: a nas-fpn repeats pixels by whole factors, a fpn up to p5."""
+    """What both sides of a canvas must be multiples of.
+
+    A nas-fpn repeats and pools pixels by whole factors between all its levels; an fpn never looks back from the levels
+    above the backbone's, which may be rounded up.
+    """
     return 1 << (LEVELS[-1] if config.pyramid == "nas-fpn" else min(config.max_level, LAST_BACKBONE_LEVEL))
 
 

@@ -67,7 +67,7 @@ def fuse(levels: Sequence[Tensor], min_level: int) -> Tensor:
     height, width = (side << (min_level - FUSED_LEVEL) for side in levels[0].shape[-2:])
     fused = _enlarged(levels[0], min_level)
     for number, level in enumerate(levels[1:], min_level + 1):
-        fused = fused + _enlarged(level, number)[..., :height, :width]
+        fused += _enlarged(level, number)[..., :height, :width]  # in place: at this size memory traffic is the cost
     return fused
 
 
