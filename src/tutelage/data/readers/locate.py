@@ -236,12 +236,13 @@ def _without_annotations(path: Path, unlabeled: bool, annotation: Annotation) ->
         return {"": Source("folder", path)}
     if annotation == "masks":
         return _without_masks(path)
-    if mask_sources(path):
-        raise refuse(path, "masks, not boxes", "Set task=segmentation, or give annotations with boxes.")
     splits = [entry for entry in sorted(path.iterdir()) if entry.is_dir() and entry.name.lower() in SPLITS]
     if any(_holds_class_folders(entry) for entry in splits):
         return {SPLITS[entry.name.lower()]: Source("class-folders", entry, entry.name) for entry in splits}
     foreign = _foreign_in(path)
+    masks = {} if foreign else mask_sources(path)
+    if any(source.masks not in source.images for source in masks.values()):
+        raise refuse(path, "masks, not boxes", "Set task=segmentation, or give annotations with boxes.")
     if not foreign and _holds_class_folders(path):
         return {"": Source("class-folders", path)}
     raise refuse(path, foreign or "no annotations", "Give the annotation file, or convert it to one of these.")

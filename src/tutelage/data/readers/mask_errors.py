@@ -34,9 +34,10 @@ def unknown_error(
     named = ", ".join(_named(code, coding, classes) for code in sorted(coding.table)[:LISTED])
     more = ", ..." if len(coding.table) > LISTED else ""
     many = " So many come from smooth resizing or from JPEG: make the masks anew." if len(shares) > MANY else ""
+    what = "colors" if coding.kind == "colors" else "values"
     return InputError(
-        f"{source.path}: {len(unknown)} of {len(scans)} masks hold {'colors' if coding.kind == 'colors' else 'values'} "
-        f"of no class: {_listed(shares, coding.kind, total)} of all pixels (first: {files[first]}, {inside:.2%} of it); "
+        f"{source.path}: {len(unknown)} of {len(scans)} masks hold {what} of no class: "
+        f"{_listed(shares, coding.kind, total)} of all pixels (first: {files[first]}, {inside:.2%} of it); "
         f"known are {named}{more}. Mend the masks, name the values in data.classes, or list them in "
         f"data.ignore_values.{many}"
     )

@@ -25,6 +25,7 @@ MASK_FOLDERS = (
     "segmentationclass segmentationclassaug segmentation segmentations targets"
 ).split()
 MASKS_KEPT_BACK = ("gtfine", "gtcoarse")  # Cityscapes publishes empty masks of its test images
+LOOKED_AT = 2000  # names that tell whether masks lie beside their images
 AUGMENTED = "SegmentationClassAug"  # masks of VOC's 10 582 images, a folder beside VOC's own
 
 
@@ -122,13 +123,17 @@ def _ade20k_in(path: Path) -> dict[str, Source]:
 
 
 def _is_ade20k(folder: Path) -> bool:
-    first = next(_pictures(folder), "")
-    return first.startswith("ADE_") and any(name.endswith("_seg.png") for name in os.listdir(_folder_of(folder)))
+    names = _first_names(folder)
+    marked = any(name.startswith("ADE_") or name.endswith("_atr.txt") for name in names)
+    return marked and any(name.endswith("_seg.png") for name in names)
 
 
-def _folder_of(tree: Path) -> Path:
-    """The first folder of a tree that holds pictures."""
-    return next(tree / below for below, entries in walk_files(tree) if any(is_image_name(e.name) for e in entries))
+def _first_names(tree: Path) -> list[str]:
+    """Names in the first folder of a tree that holds pictures, a part of them where they are many."""
+    for _, entries in walk_files(tree):
+        if any(is_image_name(entry.name) for entry in entries):
+            return [entry.name for entry in entries[:LOOKED_AT]]
+    return []
 
 
 def _pair_in(path: Path) -> dict[str, Source]:
@@ -175,11 +180,9 @@ def _named_pairs_in(path: Path) -> dict[str, Source]:
 
 
 def _side_by_side(path: Path) -> dict[str, Source]:
-    for _, entries in walk_files(path):
-        stems = {os.path.splitext(entry.name)[0] for entry in entries if is_image_name(entry.name)}
-        if any(mask_base(stem, stems, BESIDE) for stem in stems):
-            return {"": Source("mask-folder", path, "", (path,), masks=path)}
-    return {}
+    stems = {os.path.splitext(name)[0] for name in _first_names(path) if is_image_name(name)}
+    found = any(mask_base(stem, stems, BESIDE) for stem in stems)
+    return {"": Source("mask-folder", path, "", (path,), masks=path)} if found else {}
 
 
 def _folder_named(path: Path, names: list[str] | tuple[str, ...]) -> Path | None:

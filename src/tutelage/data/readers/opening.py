@@ -25,6 +25,7 @@ from tutelage.data.index import (
 )
 from tutelage.data.readers.boxes import check_boxes
 from tutelage.data.readers.coco import read_coco
+from tutelage.data.readers.drawn import OUTLINES, draw_masks, images_only
 from tutelage.data.readers.folders import read_class_folders, read_folder, read_list
 from tutelage.data.readers.locate import locate
 from tutelage.data.readers.masks import MASK_FORMATS, class_files, read_masks
@@ -37,6 +38,7 @@ from tutelage.types import Annotation, InputError
 
 READERS: dict[str, Callable[[Source, bool], Columns]] = {
     "coco": read_coco,
+    "panoptic": read_coco,
     "voc": read_voc,
     "yolo": read_yolo,
     "openimages": read_openimages,
@@ -135,7 +137,7 @@ def open_source(
     record = cache_folder() / f"{cache_key(*_identity(source, data), *options, *meaning)}.json"
     opened = _remembered(record)
     if opened is None:
-        opened, folders = _read(source, data, images, unlabeled, annotations_only)
+        opened, folders = _read(source, data, images, unlabeled, annotations_only, annotation, record.with_suffix(""))
         found = {"index": opened.index, "unlisted": opened.unlisted}
         names = {name: index.folder.name for name, index in found.items() if index is not None}
         write_json(record, {**names, "folders": folders})
@@ -195,7 +197,10 @@ def _inputs(source: Source, data: DataConfig) -> list[Path]:
     if source.format == "openimages":
         files += sorted(folder.glob("*class-descriptions*.csv"))
     trees = [source.path] if source.format == "voc" and source.path.is_dir() else []
-    if source.masks is not None:
+    if source.format == "panoptic":
+        pictures = source.masks or source.path.with_suffix("")
+        trees += [pictures] if pictures.is_dir() else []
+    elif source.masks is not None:
         files += class_files(source)
         trees.append(source.masks)
     if source.format == "yolo":
@@ -210,13 +215,25 @@ def _inputs(source: Source, data: DataConfig) -> list[Path]:
 
 
 def _read(
-    source: Source, data: DataConfig, images: str, unlabeled: bool, annotations_only: bool
+    source: Source,
+    data: DataConfig,
+    images: str,
+    unlabeled: bool,
+    annotations_only: bool,
+    annotation: Annotation,
+    drawn: Path,
 ) -> tuple[Opened, dict[str, int]]:
-    """A source's index and its unlisted files, and the folders of images with the times of their last change."""
+    """A source's index and its unlisted files, and the folders it stands on with the times of their last change.
+
+    Masks of outlines are drawn into `drawn`.
+    """
     if source.format in MASK_FORMATS:
         return _read_masks(source, data, images, unlabeled, annotations_only)
-    columns = READERS[source.format](source, unlabeled)
-    if images and source.format in ("coco", "voc", "openimages"):
+    rendered = OUTLINES[source.format](source, data) if _is_drawn(source, annotation, unlabeled) else None
+    columns = READERS[source.format](source, unlabeled) if rendered is None else rendered.columns
+    if annotation == "masks" and rendered is None:
+        columns = images_only(columns)
+    if images and source.format in ("coco", "panoptic", "voc", "openimages"):
         columns.roots = [Path(images).expanduser().resolve()]
     root, unlisted = _assumed_root(columns, source), list[str]()
     if not annotations_only:
@@ -226,12 +243,20 @@ def _read(
     if columns.relative and not annotations_only and not unlabeled:
         _scale(columns, root, _unit(data))
     keep = check_boxes(columns, data)
+    if rendered is not None:
+        columns = draw_masks(rendered, drawn, lambda row: header_size(root / columns.paths[row], _unit(data)))
+        keep = np.ones(len(columns.labels), bool)
     place = "without images" if annotations_only else f"images in {_shown(root, source)}"
     unit = _unit(data) if columns.relative else PIXELS
     index = _index(columns, keep, root, unit, f"{columns.what} {columns.where}; {place}")
     beside = _unlisted_index(columns, root, unlisted, place) if unlisted else None
-    listed = [] if annotations_only else sorted({str(root / os.path.dirname(name)) for name in columns.paths})
-    return Opened(index, beside), {place: _time(place) for place in listed}
+    listed = set() if annotations_only else {str(root / os.path.dirname(name)) for name in columns.paths}
+    listed |= {str(drawn)} if rendered is not None else set()
+    return Opened(index, beside), {place: _time(place) for place in sorted(listed)}
+
+
+def _is_drawn(source: Source, annotation: Annotation, unlabeled: bool) -> bool:
+    return annotation == "masks" and not unlabeled and source.format in OUTLINES
 
 
 def _read_masks(
