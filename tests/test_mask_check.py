@@ -21,7 +21,7 @@ from tutelage.data.masks import MaskCoding
 from tutelage.data.painting import OPACITY, name_places
 from tutelage.data.sheets import augmentation_sheet, contact_sheet, draw_mask
 from tutelage.data.sources import DataSets
-from tutelage.types import IGNORE, InputError
+from tutelage.types import IGNORE
 
 DATA = DataConfig()
 NAMES = ("ground", "star", "ring", "cross", "moon")
@@ -40,7 +40,6 @@ def indexed(
     masks: dict[str, Mask | None],
     *,
     names: tuple[str, ...] = NAMES,
-    pixels: Callable[[int, str], NDArray[np.uint8]] | None = None,
     **columns: object,
 ) -> Index:
     """An index of images with masks, written into `folder`; regions by looping over the classes of each."""
@@ -177,16 +176,6 @@ def test_turned_images_are_counted_by_how_their_masks_were_understood(tmp_path: 
     assert "a.jpg" in said(report, "masks taken as drawn on the stored pixels, as their size says")
     assert "b.jpg" in said(report, "masks taken as drawn on the shown pixels, as their size says")
     assert "c.jpg" in said(report, "masks taken as drawn on the stored pixels; if wrong, change data.boxes_in")
-
-
-def test_masks_of_another_size_are_refused_with_names_and_sizes(tmp_path: Path) -> None:
-    sizes = {"a.jpg": (60, 96), "b.jpg": (60, 96), "c.jpg": (60, 96)}
-    index = turned(tmp_path, sizes, {"a.jpg": (60, 96), "b.jpg": (48, 96), "c.jpg": (30, 48)})
-    with pytest.raises(InputError, match=r"labeled: 2 masks of 3 of another size.*b\.jpg is 60 x 96, its mask 96 x 48"):
-        checked(index)
-    with pytest.raises(InputError, match=r"c\.jpg .*nearest neighbor"):
-        checked(index.select(np.array([2])))
-    assert checked(index.select(np.array([0]))).lines()
 
 
 def blurred(mask: Mask) -> Mask:

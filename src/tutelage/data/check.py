@@ -17,7 +17,7 @@ from tutelage.data.duplicates import Leaks, leaks_between
 from tutelage.data.findings import Finding, box_findings, counted, image_findings, size_findings
 from tutelage.data.gap import Gap, gap_between, pool_sample
 from tutelage.data.index import Index
-from tutelage.data.mask_findings import ignored_share, mask_findings, mask_sizes, refuse_misfits
+from tutelage.data.mask_findings import ignored_share, mask_findings
 from tutelage.data.sources import DataSets
 from tutelage.data.summary import MaskSummary, Summary, summarize, summarize_masks
 from tutelage.data.survey import Survey, survey
@@ -113,12 +113,7 @@ def _boxes(name: str, index: Index, look: Survey | None, data: DataConfig) -> tu
 
 
 def _masks(name: str, index: Index, look: Survey | None, data: DataConfig) -> tuple[MaskSummary, list[Finding]]:
-    if look is None:
-        return summarize_masks(name, index, None, None), list(mask_findings(name, index, None, data, None))
-    sizes = mask_sizes(index)
-    refuse_misfits(name, index, look, sizes)
-    summary = summarize_masks(name, index, look, ignored_share(index, sizes))
-    return summary, list(mask_findings(name, index, look, data, sizes))
+    return summarize_masks(name, index, look, ignored_share(index)), list(mask_findings(name, index, look, data))
 
 
 def _class_findings(labeled_sets: dict[str, Index]) -> Iterator[Finding]:

@@ -167,15 +167,14 @@ def size_findings(name: str, index: Index, look: Survey, data: DataConfig) -> It
     if len(rows):
         text = "of another size than annotated; are these the images that the boxes were drawn on?"
         yield Finding(name, f"{counted(len(rows), 'image')} {text}", len(rows), named(index, rows))
-    yield from turned_findings(name, index, look, data, annotated, "boxes")
+    yield from turned_findings(name, index, look, data, "boxes")
 
 
-def turned_findings(
-    name: str, index: Index, look: Survey, data: DataConfig, annotated: NDArray[np.int32], things: str
-) -> Iterator[Finding]:
-    """How boxes or masks of images with an EXIF orientation are understood, `annotated` (n, 2) being their size."""
+def turned_findings(name: str, index: Index, look: Survey, data: DataConfig, things: str) -> Iterator[Finding]:
+    """How the `things` (boxes or masks) of images with an EXIF orientation are understood."""
     if not index.annotated or index.shown:
         return
+    annotated = index.sizes()
     offsets, _ = index.labels_per_image()
     turned = look.usable & (look.orientation != UPRIGHT) & (offsets[1:] > offsets[:-1])
     square = (look.stored == look.sizes).all(axis=1)

@@ -1,8 +1,9 @@
-"""What may be wrong with masks: classes that lack pixels, pixels that lack classes, files that do not fit their image.
+"""What may be wrong with masks: classes that lack pixels, pixels that lack classes, seams between classes.
 
-Counts by class come from the index; sizes from the masks' headers; only the search for seams reads masks, a sample.
+Counts by class and the sizes of masks come from the index; only the search for seams reads masks, a sample. (Masks of
+another size than their image are refused when they are opened.)
 
-Legend: n images, K classes, h x w pixels.
+Legend: n images, h x w pixels.
 """
 
 from __future__ import annotations
@@ -18,77 +19,23 @@ from tutelage.config import DataConfig
 from tutelage.cores import available_cores
 from tutelage.data.findings import Finding, counted, grouped, named, turned_findings
 from tutelage.data.index import Index
-from tutelage.data.masks import NOT_SHOWN, MaskFile, open_mask, read_codes
+from tutelage.data.masks import NOT_SHOWN, MaskFile, read_codes
 from tutelage.data.survey import Survey
-from tutelage.types import InputError
 
 FEW_IMAGES = 5  # a class in fewer can hardly be learned or measured
 MUCH_IGNORED = 0.5  # share of pixels without a label worth a word
 SAMPLE = 64  # masks searched for seams
 SEAMS, FEW_BORDERS = 0.05, 200  # share of border pixels that are seams, above which masks were resized; least borders
-NAMED = 3  # masks named in an error
-
-Sizes = NDArray[np.int32]  # (n, 2) (height, width) of masks; zeros for images without one
 
 
-def mask_sizes(index: Index) -> Sizes:
-    """Sizes of the mask files, from their headers.
-
-    Raises:
-        InputError: a mask cannot be read.
-    """
-    with ThreadPoolExecutor(available_cores()) as pool:
-        sizes = list(pool.map(lambda row: _size(index.mask_file(row)), range(len(index))))
-    return np.array(sizes, np.int32).reshape(-1, 2)
-
-
-def _size(file: MaskFile | None) -> tuple[int, int]:
-    if file is None:
-        return 0, 0
-    with open_mask(file.file) as image:
-        return image.height, image.width
-
-
-def refuse_misfits(name: str, index: Index, look: Survey, sizes: Sizes) -> None:
-    """Stops where masks have neither the shown nor the stored size of their image.
-
-    Raises:
-        InputError: so it is; says how many, and names the first.
-    """
-    fits = (sizes == look.sizes).all(axis=1) | (sizes == look.stored).all(axis=1)
-    rows = np.flatnonzero(~fits & _with_mask(index) & look.usable)
-    if not len(rows):
-        return
-    examples = "; ".join(
-        f"{index.relative_path(row)} is {_extent(look.sizes[row])}, its mask {_extent(sizes[row])}"
-        for row in rows[:NAMED].tolist()
-    )
-    raise InputError(
-        f"--{name}: {counted(len(rows), 'mask')} of {grouped(len(index))} of another size than the image: {examples}. "
-        "Every pixel of an image needs its own; are these the images that the masks were drawn on? If they were "
-        "resized, resize the masks too, with nearest neighbor."
-    )
-
-
-def _extent(size: NDArray[np.int32]) -> str:
-    return f"{size[1]} x {size[0]}"
-
-
-def _with_mask(index: Index) -> NDArray[np.bool_]:
-    """(n,) whether each image has a mask."""
-    return np.array([index.mask_file(row) is not None for row in range(len(index))], np.bool_)
-
-
-def mask_findings(
-    name: str, index: Index, look: Survey | None, data: DataConfig, sizes: Sizes | None
-) -> Iterator[Finding]:
-    """Findings about masks; `look` and `sizes` are None where files stay closed."""
+def mask_findings(name: str, index: Index, look: Survey | None, data: DataConfig) -> Iterator[Finding]:
+    """Findings about masks; `look` is None where files stay closed."""
     yield from (Finding(name, f"{grouped(count)} {what}", count) for what, count in index.counts.items() if count)
     yield from _unlabeled_images(name, index)
     yield from _missing_classes(name, index)
-    if sizes is not None and look is not None:
-        yield from _ignored_pixels(name, index, sizes)
-        yield from turned_findings(name, index, look, data, sizes, "masks")
+    yield from _ignored_pixels(name, index)
+    if look is not None:
+        yield from turned_findings(name, index, look, data, "masks")
         yield from _seams(name, index)
 
 
@@ -125,17 +72,22 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
 
 
-def _ignored_pixels(name: str, index: Index, sizes: Sizes) -> Iterator[Finding]:
-    share = ignored_share(index, sizes)
+def _ignored_pixels(name: str, index: Index) -> Iterator[Finding]:
+    share = ignored_share(index)
     if share > MUCH_IGNORED:
         text = f"{share:.0%} of the pixels have no label; are values in data.ignore_values that should be classes"
         yield Finding(name, f"{text}, or does data.background=ignore leave too much out?", 1)
 
 
-def ignored_share(index: Index, sizes: Sizes) -> float:
+def ignored_share(index: Index) -> float:
     """Share of the masks' pixels that have no class."""
-    pixels = int(sizes.astype(np.int64).prod(axis=1).sum())
+    pixels = int(index.sizes()[_with_mask(index)].astype(np.int64).prod(axis=1).sum())
     return 1 - float(index.box_columns().area.sum()) / pixels if pixels else 0.0
+
+
+def _with_mask(index: Index) -> NDArray[np.bool_]:
+    """(n,) whether each image has a mask."""
+    return np.array([index.mask_file(row) is not None for row in range(len(index))], np.bool_)
 
 
 def _seams(name: str, index: Index) -> Iterator[Finding]:

@@ -58,16 +58,14 @@ class MaskSummary:
     images: int
     image_sizes: str
     classes: dict[str, tuple[int, int]]  # pixels of each class, and images that have some
-    ignored: float | None  # share of the pixels without a label
+    ignored: float  # share of the pixels without a label
 
     def lines(self) -> Iterator[str]:
         """The set in a few lines, each complete in itself."""
         yield f"{self.name}: {self.description}"
         facts = [self.image_sizes] if self.image_sizes else []
-        if self.ignored is not None:
-            facts.append(f"{_percent(self.ignored)} of the pixels without a label")
-        if facts:
-            yield f"{self.name}: {'; '.join(facts)}"
+        facts.append(f"{_percent(self.ignored)} of the pixels without a label")
+        yield f"{self.name}: {'; '.join(facts)}"
         total = max(sum(pixels for pixels, _ in self.classes.values()), 1)
         ranked = sorted(self.classes.items(), key=lambda item: -item[1][0])
         shown = ", ".join(
@@ -97,8 +95,8 @@ def summarize(name: str, index: Index, look: Survey | None, *, hidden: bool = Fa
     return Summary(name, index.description, len(index), extent, by_class, spread, _box_sizes(index, look))
 
 
-def summarize_masks(name: str, index: Index, look: Survey | None, ignored: float | None) -> MaskSummary:
-    """What is in a set of masks; `ignored` is the share of pixels without a label, None where that is not known."""
+def summarize_masks(name: str, index: Index, look: Survey | None, ignored: float) -> MaskSummary:
+    """What is in a set of masks; `ignored` is the share of their pixels without a label."""
     columns, classes = index.box_columns(), len(index.class_names)
     pixels = np.bincount(columns.labels, columns.area, classes).astype(np.int64)
     images = np.bincount(columns.labels, minlength=classes)
