@@ -71,10 +71,10 @@ def _fitted(mask: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]
 
 
 def _free_name(name: str, taken: set[str]) -> str:
-    """The name of an image's mask; names that differ in case alone are one, as on many disks."""
+    """A name for an image's mask that no other image's mask has."""
     for mask in (f"{os.path.splitext(name)[0]}.png", f"{name}.png"):
-        if mask.lower() not in taken:
-            taken.add(mask.lower())
+        if mask not in taken:
+            taken.add(mask)
             return mask
     raise InputError(
         f"{name}: several images of this path are to be exported; each needs a path of its own. Rename one."
