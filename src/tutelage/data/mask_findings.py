@@ -75,8 +75,11 @@ def _listed(names: list[str]) -> str:
 def _ignored_pixels(name: str, index: Index) -> Iterator[Finding]:
     share = ignored_share(index)
     if share > MUCH_IGNORED:
-        text = f"{share:.0%} of the pixels have no label; are values in data.ignore_values that should be classes"
-        yield Finding(name, f"{text}, or does data.background=ignore leave too much out?", 1)
+        text = (
+            f"{share:.0%} of the pixels have no label; look whether data.ignore_values holds values of classes, or "
+            "data.background=ignore leaves too much out"
+        )
+        yield Finding(name, text, 1)
 
 
 def ignored_share(index: Index) -> float:
