@@ -159,7 +159,7 @@ def _settle_unlisted(parts: _Parts, data: DataConfig) -> list[Index]:
             unlisted = _truly_unlisted(opened, parts)
             if unlisted is None:
                 continue
-            if data.unlisted == "error":
+            if data.unlisted == "error" or (data.unlisted == "negative" and opened.index.has_masks):
                 raise unlisted_error(Opened(opened.index, unlisted))
             if data.unlisted == "negative":
                 role[number] = Opened(join([opened.index, unlisted]), None)
@@ -205,7 +205,7 @@ def _require_known(one: Index, other: Index, role: str) -> None:
         near = get_close_matches(lacking[0], other.class_names, 1, 0.5)
         hint = f" Is {lacking[0]!r} the same as {near[0]!r}?" if near else ""
         raise InputError(
-            f"--{role}: class lists disagree: {one.description} has boxes of {first_five(lacking)}, which "
+            f"--{role}: class lists disagree: {one.description} has {_labels_of(one)} of {first_five(lacking)}, which "
             f"{other.description} does not list (it lists {first_five(other.class_names)}). Make the names equal, or "
             f"add the class to both.{hint}"
         )
@@ -213,10 +213,14 @@ def _require_known(one: Index, other: Index, role: str) -> None:
 
 def _require_labels(index: Index, role: str) -> None:
     if not index.annotated or index.num_boxes == 0:
+        one, wanted = ("labeled pixel", "masks") if index.has_masks else ("box", "annotations with boxes")
         raise InputError(
-            f"--{role}: no labels: {index.description} has no box. Give annotations with boxes, or use it as "
-            "--unlabeled."
+            f"--{role}: no labels: {index.description} has no {one}. Give {wanted}, or use it as --unlabeled."
         )
+
+
+def _labels_of(index: Index) -> str:
+    return "pixels" if index.has_masks else "boxes"
 
 
 def _one_class_list(

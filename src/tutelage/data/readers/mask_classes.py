@@ -6,20 +6,21 @@ import csv
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
-from tutelage.data.masks import MAX_CLASSES, NOT_SHOWN
+from tutelage.data.masks import MAX_CLASSES, NOT_SHOWN, NUM_VALUES, code_name
 from tutelage.data.readers.source import read_text
 from tutelage.types import InputError
 
 CLASS_FILES = (
     "classes.json class_dict.csv _classes.csv label_colors.txt labelmap.txt objectInfo150.txt objectInfo150.csv "
-    "object150_info.csv classes.txt labels.txt meta.json classes.yaml config.yaml data.yaml"
+    "object150_info.csv classes.txt labels.txt meta.json dataset_meta.json classes.yaml config.yaml data.yaml"
 ).split()
+LIST_KEYS = ("classes", "labels", "names", "categories", "label_map")
 NAME_KEYS = ("name", "title", "readable", "class", "class_name", "label", "category")
 VALUE_KEYS = ("index", "idx", "value", "pixel value", "id")
 COLOR_KEYS = ("color", "colour", "color_hex_code", "hex", "rgb")
@@ -59,7 +60,7 @@ def classes_of(
         most: how many classes are allowed.
 
     Raises:
-        InputError: none, too many, or values stated for some only.
+        InputError: none, too many, or a value or color that two of them have.
     """
     names = tuple(dict.fromkeys(entry.name for entry in entries))
     if not names or len(names) > most:
@@ -67,40 +68,57 @@ def classes_of(
             f"{where}: {len(names)} classes; 1 to {most} fit into an 8-bit mask. List the wanted ones as VALUE=name in "
             "data.classes; equal names are one class."
         )
-    given = list(ignored)
-    no_values = {int(code) for code in given if not str(code).startswith("#")}
-    no_colors = {color_code(str(code)) for code in given if str(code).startswith("#")}
+    given = [str(code) for code in ignored]
+    no_values = {int(code) for code in given if code.isdigit()}
+    no_colors = {color_code(code) for code in given if not code.isdigit()}
     stated = all(entry.value is not None for entry in entries)
-    free = (value for value in range(len(entries) + len(no_values)) if value not in no_values)
-    values = {value: NOT_SHOWN for value in no_values}
-    colors = {color: NOT_SHOWN for color in no_colors}
+    if not stated:
+        free = (value for value in range(len(entries) + len(no_values)) if value not in no_values)
+        entries = [replace(entry, value=value) for entry, value in zip(entries, free, strict=False)]
+    values = _labels(entries, names, "value", where)
+    colors = _labels(entries, names, "color", where)
+    return MaskClasses(
+        names,
+        dict.fromkeys(no_values, NOT_SHOWN) | values,
+        dict.fromkeys(no_colors, NOT_SHOWN) | colors if colors else {},
+        stated,
+    )
+
+
+def _labels(
+    entries: Sequence[Entry], names: Sequence[str], key: Literal["value", "color"], where: str
+) -> dict[int, int]:
+    """Label by value or by color, where the entries have one."""
+    found: dict[int, int] = {}
     for entry in entries:
-        label = names.index(entry.name)
-        value = entry.value if stated else next(free)
-        assert value is not None
-        values[value] = label
-        if entry.color is not None:
-            colors[entry.color] = label
-    has_colors = any(entry.color is not None for entry in entries)
-    return MaskClasses(names, values, colors if has_colors else {}, stated)
+        code, label = getattr(entry, key), names.index(entry.name)
+        if code is None:
+            continue
+        if found.setdefault(code, label) != label or (key == "value" and code >= NUM_VALUES):
+            shown = code_name(code, "colors" if key == "color" else "values")
+            raise InputError(
+                f"{where}: {entry.name!r} has the {key} {shown}, which must be of one class, and below {NUM_VALUES} if "
+                "it is a value. Mend it."
+            )
+        found[code] = label
+    return found
 
 
-def given_entries(given: tuple[str, ...] | str) -> tuple[list[Entry], str]:
-    """Entries of `data.classes`, a list or the path of a file, and their origin in words.
+def given_entries(given: tuple[str, ...] | str) -> tuple[list[Entry], list[int | str], str]:
+    """Entries of `data.classes`, a list or the path of a file; values ignored by that file; their origin in words.
 
     Raises:
         InputError: the file does not exist or cannot be understood.
     """
     if not isinstance(given, str):
-        return _of_lines(list(given)), "data.classes"
+        return _of_lines(list(given)), [], "data.classes"
     path = Path(given).expanduser()
     if not path.is_file():
         raise InputError(
             f"data.classes={given}: is no file; it must be a file of class names, or a list: data.classes='[road, "
             "roof]'. Mend it."
         )
-    entries, _ = read_class_file(path)
-    return entries, str(path)
+    return *read_class_file(path), str(path)
 
 
 def class_file(folders: Iterable[Path]) -> Path | None:
@@ -125,16 +143,17 @@ def read_class_file(path: Path) -> tuple[list[Entry], list[int | str]]:
     text, suffix = read_text(path), path.suffix.lower()
     try:
         if suffix == ".json":
-            return _of_plain(json.loads(text))
+            return _of_plain(json.loads(text), mapping="meta" not in path.stem)
         if suffix in (".yaml", ".yml"):
-            raw = yaml.safe_load(text)
-            return _of_plain(raw if isinstance(raw, dict) and {"classes", "names"} & set(raw) else None)
-    except (json.JSONDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: cannot be parsed ({' '.join(str(error).split())}). Mend the file.") from None
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if suffix == ".csv" or (lines and "\t" in lines[0] and lines[0].lower().startswith("idx")):
-        return _of_table(lines, "\t" if "\t" in lines[0] else ","), []
-    return _of_lines(lines), []
+            return _of_plain(yaml.safe_load(text), mapping=False)
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        if suffix == ".csv" or (lines and "\t" in lines[0] and lines[0].lower().startswith("idx")):
+            return _of_table(lines, "\t" if "\t" in lines[0] else ","), []
+        return _of_lines(lines), []
+    except InputError:
+        raise
+    except (ValueError, TypeError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: cannot be read as classes ({' '.join(str(error).split())}). Mend it.") from None
 
 
 def color_code(text: str) -> int:
@@ -198,35 +217,41 @@ def _short(entries: list[Entry]) -> list[Entry]:
     return [Entry(name, entry.value, entry.color) for name, entry in zip(short, entries, strict=True)]
 
 
-def _of_plain(raw: Any) -> tuple[list[Entry], list[int | str]]:
-    """Classes of parsed JSON or YAML."""
+def _of_plain(raw: Any, mapping: bool) -> tuple[list[Entry], list[int | str]]:
+    """Classes of parsed JSON or YAML; with `mapping` it may be nothing but names and values."""
     ignored: list[int | str] = []
-    palette: dict[str, Any] = {}
+    palette: Any = None
     if isinstance(raw, dict):
         ignored = [raw["ignore_index"]] if isinstance(raw.get("ignore_index"), int) else []
-        palette = raw["palette"] if isinstance(raw.get("palette"), dict) else {}
-        raw = next((raw[key] for key in ("classes", "labels", "names", "categories") if key in raw), raw)
-    if isinstance(raw, list):
+        palette = raw.get("palette") or raw.get("segmentation_colors")
+        raw = next((raw[key] for key in LIST_KEYS if key in raw), raw if mapping else None)
+    if isinstance(raw, list) and all(isinstance(item, str) for item in raw):
+        entries: list[Entry | None] = [*_of_lines(raw)]
+    elif isinstance(raw, list):
         entries = [_of_item(item) for item in raw]
-    elif isinstance(raw, dict):
-        entries = [_of_pair(str(key), value) for key, value in raw.items()]
     else:
-        return [], []
-    if any(entry is None for entry in entries):
-        return [], []
+        entries = [_of_pair(str(key), value) for key, value in raw.items()] if isinstance(raw, dict) else []
     known = [entry for entry in entries if entry is not None]
-    if palette and set(palette) >= {entry.name for entry in known}:
-        known = [Entry(entry.name, entry.value, _color(palette[entry.name])) for entry in known]
-    return known, ignored
+    if len(known) < len(entries):
+        return [], []
+    return [_colored(entry, row, palette) for row, entry in enumerate(known)], ignored
+
+
+def _colored(entry: Entry, row: int, palette: Any) -> Entry:
+    """An entry with its color from a palette: a mapping by name, or a list in the order of the classes."""
+    if isinstance(palette, dict):
+        color = palette.get(entry.name)
+    else:
+        color = palette[row] if isinstance(palette, list) and row < len(palette) else None
+    return entry if color is None else Entry(entry.name, entry.value, _color(color))
 
 
 def _of_item(item: Any) -> Entry | None:
-    if isinstance(item, str):
-        return _of_lines([item])[0]
     if not isinstance(item, dict) or not isinstance(name := _first(item, NAME_KEYS), str):
         return None
     value, color = _first(item, VALUE_KEYS), _first(item, COLOR_KEYS)
-    return Entry(name, value if isinstance(value, int) else None, None if color is None else _color(color))
+    is_value = isinstance(value, int) and 0 <= value < NUM_VALUES  # Supervisely's ids are larger, and no values
+    return Entry(name, value if is_value else None, None if color is None else _color(color))
 
 
 def _of_pair(key: str, value: Any) -> Entry | None:

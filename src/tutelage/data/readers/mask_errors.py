@@ -9,7 +9,7 @@ import numpy as np
 
 from tutelage.data.masks import Kind, MaskCoding, code_name
 from tutelage.data.readers.mask_classes import MaskClasses
-from tutelage.data.readers.mask_scan import Scan
+from tutelage.data.readers.mask_scan import GRAY, Scan
 from tutelage.data.readers.source import Source
 from tutelage.types import InputError
 
@@ -33,13 +33,15 @@ def unknown_error(
     inside = scans[first].pixels[np.isin(scans[first].codes, codes)].sum() / scans[first].pixels.sum()
     named = ", ".join(_named(code, coding, classes) for code in sorted(coding.table)[:LISTED])
     more = ", ..." if len(coding.table) > LISTED else ""
-    many = " So many come from smooth resizing or from JPEG: make the masks anew." if len(shares) > MANY else ""
+    hint = " So many come from smooth resizing or from JPEG: make the masks anew." if len(shares) > MANY else ""
+    if coding.kind == "colors" and all(code % 256 * GRAY == code for code in shares):
+        hint = """ Gray masks need values, not colors: data.classes='["0=NAME0", "1=NAME1", ...]'."""
     what = "colors" if coding.kind == "colors" else "values"
     return InputError(
         f"{source.path}: {len(unknown)} of {len(scans)} masks hold {what} of no class: "
         f"{_listed(shares, coding.kind, total)} of all pixels (first: {files[first]}, {inside:.2%} of it); "
         f"known are {named}{more}. Mend the masks, name the values in data.classes, or list them in "
-        f"data.ignore_values.{many}"
+        f"data.ignore_values.{hint}"
     )
 
 

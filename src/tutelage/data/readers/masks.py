@@ -89,14 +89,14 @@ def mask_classes(source: Source, data: DataConfig, first: Path) -> MaskClasses |
     if source.format == "ade20k-full" or first.name.startswith("ADE_"):
         ignored.append(0)  # ADE20K: 0 is "other objects", https://github.com/CSAILVision/sceneparsing
     if data.classes:
-        entries, where = given_entries(data.classes)
+        entries, more, where = given_entries(data.classes)
     elif found := class_file(_class_folders(source)):
         entries, more = read_class_file(found)
-        ignored, where = ignored + more, str(found)
+        where = str(found)
     else:
-        entries, more_values = published_entries(source.format, first.name)
-        ignored, where = [*ignored, *more_values], f"{source.path}"
-    return classes_of(entries, ignored, where) if entries else None
+        entries, more = published_entries(source.format, first.name)
+        where = str(source.path)
+    return classes_of(entries, ignored + more, where) if entries else None
 
 
 def coding_of(
@@ -181,11 +181,10 @@ def _kind_of(files: Sequence[Path], scans: Sequence[Scan], classes: MaskClasses 
         if not gray:
             raise colors_error(files, scans)
         return "values"
-    fitting = all(set(through_palette(scan).codes.tolist()) <= colors for scan in scans)
-    if colors and fitting and not (classes is not None and classes.stated):
+    if colors and classes is not None and not classes.stated:
         return "colors"
     if conflict := _palette_conflict(scans):
-        if colors and fitting:
+        if colors and all(set(through_palette(scan).codes.tolist()) <= colors for scan in scans):
             return "colors"
         value, one, other = conflict
         raise palette_error(files[one], files[other], value, scans[one], scans[other])

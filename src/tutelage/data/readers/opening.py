@@ -90,7 +90,7 @@ def open_index(
     )
     if opened.unlisted is None or unlabeled:
         return opened.index
-    if data.unlisted == "error":
+    if data.unlisted == "error" or (data.unlisted == "negative" and opened.index.has_masks):
         raise unlisted_error(opened)
     return join([opened.index, opened.unlisted]) if data.unlisted == "negative" else opened.index
 
@@ -115,10 +115,16 @@ def unlisted_error(opened: Opened) -> InputError:
     """The error for image files without an entry."""
     assert opened.unlisted is not None
     names = [opened.unlisted.relative_path(row) for row in range(min(6, len(opened.unlisted)))]
+    count, first = len(opened.unlisted), first_five(names[:5])
+    if opened.index.has_masks:
+        return InputError(
+            f"{opened.index.description}: {count} images have no mask (first: {first}); every image must have one. Add "
+            "the masks, or set data.unlisted=pool if nobody labeled them."
+        )
     return InputError(
-        f"{opened.index.description}: {len(opened.unlisted)} image files beside the listed ones have no entry (first: "
-        f"{first_five(names[:5])}); every image must be listed. Set data.unlisted=negative if they hold no object, "
-        "data.unlisted=pool if nobody labeled them."
+        f"{opened.index.description}: {count} image files beside the listed ones have no entry (first: {first}); every "
+        "image must be listed. Set data.unlisted=negative if they hold no object, data.unlisted=pool if nobody labeled "
+        "them."
     )
 
 
@@ -276,6 +282,7 @@ def _unlisted_index(columns: Columns, root: Path, paths: list[str], place: str) 
         roots=[root],
         paths=paths,
         class_names=columns.class_names,
+        annotated=columns.masks is None,
         description=f"images unlisted by {columns.where}; {place}",
     )
 

@@ -35,13 +35,13 @@ CITYSCAPES = {
 CITYSCAPES_IDS = 34  # ids 0 to 33; those above have no trainId and are ignored
 
 
-def published_entries(format: str, first_mask: str) -> tuple[list[Entry], list[int]]:
+def published_entries(format: str, first_mask: str) -> tuple[list[Entry], list[int | str]]:
     """Classes and further ignored values of a layout, told by its format and the name of a mask; none if unknown."""
     if format == "voc-masks":
         return [Entry(name, value) for value, name in enumerate(VOC)], []
     if first_mask.endswith("_labelTrainIds.png"):
         return [Entry(name, value) for value, name in enumerate(CITYSCAPES)], []
     if first_mask.endswith("_labelIds.png"):
-        others = sorted(set(range(CITYSCAPES_IDS)) - set(CITYSCAPES.values()))
+        others: list[int | str] = [number for number in range(CITYSCAPES_IDS) if number not in CITYSCAPES.values()]
         return [Entry(name, value) for name, value in CITYSCAPES.items()], others
     return [], []
