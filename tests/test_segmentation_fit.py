@@ -5,10 +5,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 import tutelage
 from tests.tiny import TINY, annotation, mask_arguments, masks
@@ -143,7 +143,7 @@ def test_predict_writes_masks_and_pictures(finished_masks: Path, scenes: Path, t
     assert main([*command, "--out", str(tmp_path / "found")]) == 0
     written = sorted((tmp_path / "found").rglob("masks/*.png"))
     assert len(written) == 20
-    classes = np.unique([cv2.imread(str(path), cv2.IMREAD_UNCHANGED) for path in written])
+    classes = np.unique([np.asarray(Image.open(path)) for path in written])
     assert set(classes.tolist()) <= set(range(5)), "every pixel gets a class"
     assert len(list((tmp_path / "found" / "pictures").rglob("*.jpg"))) == 20
     assert main([*command, "--out", str(tmp_path / "yolo"), "--format", "yolo"]) == 2

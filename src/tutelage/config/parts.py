@@ -250,7 +250,7 @@ class EvalConfig(Part):
     size: int = Field(
         0, ge=0, description="long side in pixels that masks are measured at; 0 is each image's own (paper: 512)"
     )
-    resamples: PositiveInt = Field(1000, description="bootstrap resamples")
+    resamples: PositiveInt = Field(1000, description="bootstrap resamples, where there are enough test images for a bootstrap")
     confidence: float = Field(0.95, gt=0, lt=1, description="coverage of the intervals")
     points: int = Field(5, ge=0, description="selection-split measurements along a training; none without such a split")
 

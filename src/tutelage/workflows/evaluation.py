@@ -115,6 +115,7 @@ def evaluate_stage(
         "kind": "evaluate",
         "task": config.task,
         "seed": config.seed,  # of the resamples
+        "few_groups": stats.FEW_GROUPS,
         "weights": trained.hash,
         "model": config.model.model_dump(mode="json", exclude={"init", "num_classes"}),
         "postprocess": config.postprocess.model_dump(mode="json"),

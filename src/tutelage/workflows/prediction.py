@@ -59,9 +59,8 @@ def predict(
         raise InputError(f"{out}: is a file; a folder is needed. Choose another --out.")
     if not overwrite and Path(out).is_dir() and any(Path(out).iterdir()):
         raise InputError(f"{out}: is not empty. Choose another --out, or write over what is there with --overwrite.")
-    stage, config = open_model(
-        model, "", (f"postprocess.score_floor={score}",), device=device, devices=0, unlabeled=inputs
-    )
+    options = (f"postprocess.score_floor={score}", "label.size=original")
+    stage, config = open_model(model, "", options, device=device, devices=0, unlabeled=inputs)
     annotation = TASKS[config.task].annotation
     format = format or next(iter(PREDICTIONS[annotation]))
     require_format("--format", format, PREDICTIONS, annotation)
