@@ -330,10 +330,14 @@ def run_record(
     root = str((folder / "images" / "pool").resolve())
     recommended = stats.recommend(intervals, "test images")
     differences: dict[str, Any] = {name: {"metric": kind.metric, **one.as_dict()} for name, one in intervals.items()}
+    student = kind.figures("student", names)["metrics"]["per_class"]
+    absent = {name for name, one in student.items() if None in one.values()}
     per_class = {
         name: stats.Interval(0.016 - 0.01 * (k % 4), -0.02, 0.05, 1000, covers) for k, name in enumerate(names)
     }
-    differences["per_class"] = {"student_minus_control": {name: one.as_dict() for name, one in per_class.items()}}
+    differences["per_class"] = {
+        "student_minus_control": {name: None if name in absent else one.as_dict() for name, one in per_class.items()}
+    }
     points = [0.05, 0.24, 0.29, 0.31, 0.327]
     steps = [120, 240, 360, 480, 600]
     labeled = {

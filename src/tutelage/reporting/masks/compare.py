@@ -19,6 +19,9 @@ RIGHT, GAINED, LOST, WRONG = range(4)
 """What became of a pixel: right in both models, in the student alone, in the teacher alone, in neither. Pixels
 without truth stay IGNORE."""
 
+BECAME = np.array([WRONG, LOST, GAINED, RIGHT], np.uint8)
+"""The same by the sum of 1 where the teacher is right and 2 where the student is."""
+
 Mask = NDArray[np.uint8]
 
 
@@ -30,11 +33,10 @@ def masks_by_image(ids: NDArray[np.int64], rows: Columns) -> list[bytes]:
 
 def changes(truth: Mask, before: Mask, after: Mask) -> Mask:
     """(h, w) what became of each pixel of `truth` from one model to the other, IGNORE where there is no truth."""
-    was_right, is_right = before == truth, after == truth
-    found = np.select(
-        [truth == IGNORE, was_right & is_right, is_right, was_right], [IGNORE, RIGHT, GAINED, LOST], WRONG
-    )
-    return found.astype(np.uint8)
+    which = (before == truth).view(np.uint8) + 2 * (after == truth).view(np.uint8)
+    became: Mask = BECAME[which]
+    became[truth == IGNORE] = IGNORE
+    return became
 
 
 def masks_of(row: int, teacher: Evaluation[bytes], student: Evaluation[bytes]) -> tuple[Mask, Mask, Mask]:

@@ -30,7 +30,7 @@ ERROR: tuple[Color, Color] = (225, 225, 225, 230), (11, 13, 15, 150)  # dots and
 STRIPE, DOT = 4, 5  # pixels
 
 MOST_NAMES, LEAST_RADIUS = 8, 12  # names on a picture; pixels around a name that are of its class
-LETTER, LINE = 8.0, 17.0  # width of a letter and height of a name, pixels
+LETTER, LINE = 9.5, 17.0  # width of a letter and height of a name, pixels
 LONGEST_NAME = 18  # letters
 MOST_TOLD = 4  # classes that a description names
 
@@ -144,6 +144,6 @@ def class_names_on(mask: Mask, class_names: Sequence[str]) -> list[Name]:
 
 
 def _data_uri(painted: NDArray[np.uint8]) -> str:
-    done, packed = cv2.imencode(".png", cv2.cvtColor(painted, cv2.COLOR_RGBA2BGRA), (cv2.IMWRITE_PNG_COMPRESSION, 9))
+    done, packed = cv2.imencode(".png", cv2.cvtColor(painted, cv2.COLOR_RGBA2BGRA), (cv2.IMWRITE_PNG_COMPRESSION, 6))
     assert done, painted.shape
     return f"data:image/png;base64,{base64.b64encode(packed.tobytes()).decode('ascii')}"
