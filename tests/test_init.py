@@ -5,6 +5,7 @@ import json
 import pickle
 import resource
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,15 @@ from tutelage.config import ModelConfig, NormConfig
 from tutelage.models import init
 from tutelage.models.backbones import TrainedWeights
 from tutelage.models.init import initialize, load_model, read_state, save_model
-from tutelage.models.model import Classifier, RetinaNet, build_classifier, build_detector
+from tutelage.models.model import (
+    Classifier,
+    Network,
+    RetinaNet,
+    Segmenter,
+    build_classifier,
+    build_detector,
+    build_segmenter,
+)
 from tutelage.types import InputError
 
 SMALL = ModelConfig(backbone="resnet10t", max_level=5, pyramid_width=16, head_width=16, head_depth=1, canvas=(64, 64))
@@ -27,11 +36,19 @@ def detector(classes: int = 3, **changes: object) -> RetinaNet:
     return build_detector(SMALL.model_copy(update=changes), classes)
 
 
+def segmenter(classes: int = 3, **changes: object) -> Segmenter:
+    return build_segmenter(SMALL.model_copy(update=changes), classes)
+
+
+def parts(names: tuple[str, ...]) -> set[str]:
+    return {name.split(".")[0] for name in names}
+
+
 def timm_state(name: str = "resnet10t") -> dict[str, torch.Tensor]:
     return timm.create_model(name, pretrained=False).state_dict()
 
 
-def start(model: RetinaNet | Classifier, path: Path | str) -> init.LoadReport:
+def start(model: Network | Classifier, path: Path | str) -> init.LoadReport:
     return initialize(model, str(path), backbone_name=model.config.backbone)
 
 
@@ -204,6 +221,47 @@ def test_a_detector_of_other_classes_gives_all_but_the_class_predictor(tmp_path:
     assert set(report.missing) == {"head.class_predictor.weight", "head.class_predictor.bias"}
     same = detector(classes=5)
     assert start(same, tmp_path).missing == ()
+
+
+def test_a_segmenter_comes_back_whole(tmp_path: Path) -> None:
+    changes = {"pyramid": "nas-fpn", "pyramid_repeats": 1, "max_level": 7, "canvas": (128, 128)}
+    model = segmenter(**changes).eval()
+    save_model(tmp_path, model, {"task": "segmentation"})
+    back, card = load_model(tmp_path)
+    assert card["kind"] == "segmenter" and isinstance(back, Segmenter) and back.config == model.config
+    images, valid = torch.full((1, 3, 128, 128), 90, dtype=torch.uint8), torch.tensor([[128, 128]])
+    with torch.no_grad():
+        assert torch.equal(back.eval()(images, valid), model(images, valid))
+    assert start(segmenter(**changes), tmp_path).missing == ()
+
+
+def test_a_segmenter_of_other_classes_gives_all_but_the_class_predictor(tmp_path: Path) -> None:
+    save_model(tmp_path, segmenter(classes=5), {})
+    report = start(segmenter(classes=3), tmp_path)
+    assert set(report.missing) == {"head.class_predictor.weight", "head.class_predictor.bias"}
+
+
+@pytest.mark.parametrize("build", [build_detector, build_segmenter])
+def test_a_network_of_another_kind_gives_its_backbone_and_a_pyramid_of_the_same_tensors(
+    tmp_path: Path, build: Callable[[ModelConfig, int], Network]
+) -> None:
+    donor = build(SMALL, 3)
+    donor.normalize.mean.fill_(100.0)
+    save_model(tmp_path, donor, {})
+    other = segmenter if isinstance(donor, RetinaNet) else detector
+    same, wider = other(), other(pyramid_width=32)
+    report = start(same, tmp_path)
+    assert parts(report.missing) == parts(report.unexpected) == {"head"}
+    assert torch.equal(same.pyramid.outputs[0].weight, donor.pyramid.outputs[0].weight)
+    report = start(wider, tmp_path)
+    assert parts(report.missing) == {"pyramid", "head"} and parts(report.matched) == {"backbone", "normalize"}
+    assert wider.normalize.mean.tolist() == [100.0] * 3
+
+
+def test_a_classifier_initializes_a_segmenters_backbone(tmp_path: Path) -> None:
+    save_model(tmp_path, build_classifier(SMALL, 3), {})  # the same number of classes, yet none of its layers
+    report = start(segmenter(), tmp_path)
+    assert parts(report.missing) == {"pyramid", "head"} and parts(report.unexpected) == {"linear"}
 
 
 def test_our_model_of_another_shape_or_backbone_is_refused(tmp_path: Path) -> None:

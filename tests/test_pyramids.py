@@ -1,7 +1,9 @@
 """Feature pyramids: the wiring of a NAS-FPN against a literal one, sizes of the paper's, levels and canvases."""
 
+from collections.abc import Callable
+
+import pytest
 import torch
-from pytest import approx, mark, raises
 from torch import Tensor, nn
 
 from tutelage.config import ModelConfig
@@ -36,7 +38,7 @@ def literal_resample(node: Tensor, level: int, target: int) -> Tensor:
     return blocks.max(dim=5).values.max(dim=3).values
 
 
-def literal_cell(levels: list[Tensor], convs: nn.ModuleList) -> list[Tensor]:
+def literal_cell(levels: list[Tensor], convs: nn.ModuleList, activation: Callable[[Tensor], Tensor]) -> list[Tensor]:
     """One cell by the counting rule: an output also sums earlier nodes of its level that nobody has consumed."""
     nodes, node_levels, consumers = list(levels), [3, 4, 5, 6, 7], [0] * 5
     for (level, attends, offsets, is_output), conv in zip(SEARCHED, convs, strict=True):
@@ -51,7 +53,7 @@ def literal_cell(levels: list[Tensor], convs: nn.ModuleList) -> list[Tensor]:
             if is_output and consumers[at] == 0 and node_levels[at] == level:
                 total = total + node
                 consumers[at] += 1
-        nodes.append(conv(total.clamp(min=0)))
+        nodes.append(conv(activation(total)))
         node_levels.append(level)
         consumers.append(0)
     return [node for _, node in sorted(zip(node_levels[-5:], nodes[-5:], strict=True), key=lambda pair: pair[0])]
@@ -68,16 +70,23 @@ def pyramid(**changes: object) -> NASFPN:
     return NASFPN(CHANNELS, SMALL.model_copy(update=changes))
 
 
-@mark.parametrize("separable", [False, True])
-@mark.parametrize("training", [False, True])
-def test_a_nas_fpn_is_wired_as_the_literal_one(separable: bool, training: bool) -> None:
-    model = pyramid(pyramid_separable=separable).train(training)
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": lambda values: values.clamp(min=0),
+    "silu": lambda values: values * values.sigmoid(),
+}
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("separable", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_a_nas_fpn_is_wired_as_the_literal_one(activation: str, separable: bool, training: bool) -> None:
+    model = pyramid(pyramid_separable=separable, activation=activation).train(training)
     with torch.no_grad():
         got = model(features())
         levels = [narrow(each) for narrow, each in zip(model.inputs, features(), strict=True)]
         levels += [literal_resample(levels[2], 5, 6), literal_resample(levels[2], 5, 7)]
         for cell in model.cells:
-            levels = literal_cell(levels, cell.convs)
+            levels = literal_cell(levels, cell.convs, ACTIVATIONS[activation])
     assert [tuple(level.shape) for level in got] == [(2, WIDTH, 16 >> at, 32 >> at) for at in range(5)]
     for ours, literal in zip(got, levels, strict=True):
         torch.testing.assert_close(ours, literal)
@@ -107,7 +116,7 @@ def test_merges_by_hand() -> None:
         torch.testing.assert_close(level, value.expand_as(level))
 
 
-@mark.parametrize(("incoming", "reached"), [(2, (5, 6, 7)), (4, (6, 7))])
+@pytest.mark.parametrize(("incoming", "reached"), [(2, (5, 6, 7)), (4, (6, 7))])
 def test_incoming_5_and_7_enter_through_the_extra_sums_alone(incoming: int, reached: tuple[int, ...]) -> None:
     cell = pyramid().cells[0].eval()
     levels = [torch.rand(1, WIDTH, 16 >> at, 16 >> at).requires_grad_() for at in range(5)]
@@ -123,8 +132,8 @@ def test_the_gate_is_the_sigmoid_of_the_coarse_maximum() -> None:
     with torch.no_grad():
         level_3 = plain_cell()(levels)[0][0, 0]
     gate = 1 / (1 + torch.tensor(-2.0).exp())
-    assert level_3[0, 0].item() == approx(1 + gate.item())  # p4 + p4 x gate, where the coarse map itself is 0
-    assert level_3[15, 0].item() == approx(3 + gate.item())
+    assert level_3[0, 0].item() == pytest.approx(1 + gate.item())  # p4 + p4 x gate, where the coarse map itself is 0
+    assert level_3[15, 0].item() == pytest.approx(3 + gate.item())
 
 
 def test_the_output_is_linear() -> None:
@@ -150,13 +159,13 @@ def test_separable_convolutions_are_depthwise_then_pointwise_with_the_bias() -> 
         assert pointwise.kernel_size == (1, 1) and pointwise.groups == 1 and pointwise.bias is not None
 
 
-@mark.parametrize("repeats", [1, 7])
+@pytest.mark.parametrize("repeats", [1, 7])
 def test_repeats_have_weights_of_their_own(repeats: int) -> None:
     cells = pyramid(pyramid_repeats=repeats).cells
     assert len({id(cell.convs[0][0].weight) for cell in cells}) == repeats
 
 
-@mark.parametrize("separable", [False, True])
+@pytest.mark.parametrize("separable", [False, True])
 def test_channels_last_stays_and_changes_nothing(separable: bool) -> None:
     model = pyramid(pyramid_separable=separable).eval()
     with torch.no_grad():
@@ -178,13 +187,13 @@ def test_half_precision_gradients_are_those_of_full() -> None:
     assert torch.cosine_similarity(*gradients, dim=0) > 0.98
 
 
-@mark.parametrize(("repeats", "millions", "billions"), [(7, 60.1, 140.6), (5, 51.8, None)])
+@pytest.mark.parametrize(("repeats", "millions", "billions"), [(7, 60.1, 140.6), (5, 51.8, None)])
 def test_parameters_of_the_papers_nas_fpn_detector(repeats: int, millions: float, billions: float | None) -> None:
     with torch.device("meta"):
         model = build_detector(ModelConfig(backbone="resnet50", pyramid="nas-fpn", pyramid_repeats=repeats), 91)
     assert round(count_parameters(model) / 1e6, 1) == millions
     if billions:  # as the TPU code's model zoo states, for 640 x 640
-        assert count_multiply_adds(model, (640, 640)) / 1e9 == approx(billions, rel=0.005)
+        assert count_multiply_adds(model, (640, 640)) / 1e9 == pytest.approx(billions, rel=0.005)
 
 
 def test_a_nas_fpn_is_part_of_a_detector() -> None:
@@ -194,8 +203,8 @@ def test_a_nas_fpn_is_part_of_a_detector() -> None:
     assert isinstance(model.pyramid, NASFPN)
 
 
-@mark.parametrize("build", [build_detector, build_segmenter])
-@mark.parametrize(
+@pytest.mark.parametrize("build", [build_detector, build_segmenter])
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"max_level": 5}, r"model\.pyramid: a nas-fpn is wired for levels 3 to 7; .* are 3 and 5.*model\.pyramid=fpn"),
@@ -206,7 +215,7 @@ def test_a_nas_fpn_is_part_of_a_detector() -> None:
     ],
 )
 def test_what_a_pyramid_cannot_have_is_refused(build: object, changes: dict[str, object], message: str) -> None:
-    with raises(InputError, match=message):
+    with pytest.raises(InputError, match=message):
         build(SMALL.model_copy(update=changes), 3)
 
 
