@@ -249,15 +249,17 @@ def test_the_store_is_summed_up_without_decoding_and_exactly(
     store = open_store(next(finished.glob("stages/pseudo-*")))
     pseudo = PseudoConfig(score_threshold=threshold)
     summary = summarize_pixels(store, pseudo, NAMES)
-    histogram, kept, shares = np.zeros(LEVEL_BINS, int), np.zeros(len(NAMES), int), {}
+    histogram, kept, shares, confidence = np.zeros(LEVEL_BINS, int), np.zeros(len(NAMES), int), {}, []
     for stored in store.masks(store.usable_rows(), pseudo):
         histogram += np.bincount((stored.levels // 4).ravel(), minlength=LEVEL_BINS)
         kept += np.bincount(stored.mask[stored.mask != IGNORE], minlength=len(NAMES))
         shares[stored.image_id] = (stored.mask != IGNORE).mean()
+        confidence.append((stored.levels // 4 * 4).mean() / 256)
     assert summary.histogram.tolist() == histogram.tolist()
     assert summary.kept_per_class.tolist() == kept.tolist()
     assert summary.image_ids.tolist() == list(shares) and len(shares) == 37
     assert summary.shares == pytest.approx(list(shares.values()))
+    assert summary.confidence == pytest.approx(confidence)
 
 
 def test_the_least_sure_keep_something(finished: Path) -> None:

@@ -44,6 +44,7 @@ class PixelSummary:
     kept_per_class: NDArray[np.int64]  # (K,) pixels at or above the threshold
     image_ids: NDArray[np.int64]  # (n,)
     shares: NDArray[np.float64]  # (n,) of an image's pixels that are kept
+    confidence: NDArray[np.float64]  # (n,) mean of an image's pixels
 
 
 def view_store(store: PseudoStore, pseudo: PseudoConfig, class_names: tuple[str, ...], album: Album) -> StoreView:
@@ -58,7 +59,7 @@ def view_store(store: PseudoStore, pseudo: PseudoConfig, class_names: tuple[str,
     marks = threshold_marks(pseudo)
     drawn = histogram_figure(percent, marks, title=title, xlabel="confidence", ylabel="% of all pixels")
     labeled = np.flatnonzero(summary.shares > 0)
-    order = labeled[np.argsort(summary.shares[labeled], kind="stable")]
+    order = labeled[np.lexsort((summary.confidence[labeled], summary.shares[labeled]))]
     surest = _pictures(order[::-1][:NUM_PICTURES], summary, store, pseudo, album)
     least_sure = _pictures(order[:NUM_PICTURES], summary, store, pseudo, album)
     keys = class_keys((one.view for one in (*surest, *least_sure)), class_names)
@@ -74,7 +75,7 @@ def summarize_pixels(store: PseudoStore, pseudo: PseudoConfig, class_names: tupl
     limits = score_limits(pseudo, class_names)
     histogram = np.zeros(LEVEL_BINS)
     kept_per_class = np.zeros(len(class_names))
-    ids, shares = [np.zeros(0, np.int64)], [np.zeros(0)]
+    ids, shares, confidence = [np.zeros(0, np.int64)], [np.zeros(0)], [np.zeros(0)]
     for images, table in store.parts():
         found = store.kind.found(table)
         kept = np.where(found.kept(limits), found.amounts, 0)
@@ -82,11 +83,15 @@ def summarize_pixels(store: PseudoStore, pseudo: PseudoConfig, class_names: tupl
         kept_per_class += np.bincount(found.labels, kept, minlength=len(class_names))
         seen = images["image_id"][images["status"] == "ok"]
         place = np.searchsorted(seen, found.image_ids)
-        pixels, kept_pixels = (np.bincount(place, amounts, minlength=len(seen)) for amounts in (found.amounts, kept))
+        pixels, kept_pixels, scores = (
+            np.bincount(place, amounts, minlength=len(seen))
+            for amounts in (found.amounts, kept, found.amounts * found.scores)
+        )
         ids.append(seen)
         shares.append(kept_pixels / np.maximum(pixels, 1))
+        confidence.append(scores / np.maximum(pixels, 1))
     counts = histogram.astype(np.int64), kept_per_class.astype(np.int64)
-    return PixelSummary(*counts, np.concatenate(ids), np.concatenate(shares))
+    return PixelSummary(*counts, np.concatenate(ids), np.concatenate(shares), np.concatenate(confidence))
 
 
 def _pictures(
