@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from tutelage.config import DataConfig
-from tutelage.data.index import Index, cache_folder, join
+from tutelage.data.index import Index, cache_folder
+from tutelage.data.joining import join
 from tutelage.data.readers import open_index
 from tutelage.data.storage import written_aside
 from tutelage.types import IGNORE_REGION, InputError

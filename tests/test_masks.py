@@ -13,7 +13,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from tutelage.data.index import Index, join
+from tutelage.data.index import Index
+from tutelage.data.joining import join
 from tutelage.data.masks import MaskCoding, MaskFile, decode_png, encode_png, read_codes, read_mask
 from tutelage.types import IGNORE, InputError
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -41,7 +40,7 @@ from tutelage.data.storage import (
 from tutelage.files import read_json, write_json
 from tutelage.types import Annotation, Boxes
 
-__all__ = ["BoxColumns", "Index", "cache_folder", "cache_key", "header_size", "join"]
+__all__ = ["BoxColumns", "Index", "cache_folder", "cache_key", "header_size"]
 
 CHUNK = 65_536  # images hashed or copied at once
 
@@ -187,6 +186,13 @@ class Index:
     def _codings(self) -> tuple[MaskCoding, ...]:
         return tuple(MaskCoding.from_dict(raw) for raw in self._meta["codings"])
 
+    @property
+    def codings(self) -> tuple[MaskCoding, ...]:
+        """What the values of masks mean, in places of `class_names`."""
+        if self._classes is None:
+            return self._codings
+        return tuple(coding.relabeled(self._classes[1]) for coding in self._codings)
+
     @cached_property
     def _images(self) -> dict[str, Any]:
         return map_images(self.folder)
@@ -203,13 +209,18 @@ class Index:
     @cached_property
     def description(self) -> str:
         """What it is, in one line: "COCO json train.json: 205 images, 2 300 boxes, 3 classes; images in ../images"."""
-        what, _, where = self._meta["description"].partition("; ")
+        what, _, where = self.origin.partition("; ")
         amounts = [f"{len(self):_} images{' with masks' * self.has_masks}".replace("_", " ")]
         if self.annotated and not self.has_masks:
             amounts.append(f"{self.num_boxes:_} boxes".replace("_", " "))
         if self.annotated:
             amounts.append(f"{len(self.class_names)} classes")
         return f"{what}: {', '.join(amounts)}{'; ' if where else ''}{where}"
+
+    @property
+    def origin(self) -> str:
+        """What was read, in words: "COCO json train.json; images in ../images"."""
+        return str(self._meta["description"])
 
     @property
     def counts(self) -> dict[str, int]:
@@ -310,6 +321,18 @@ class Index:
         classes: NDArray[np.int32] = self._images["image_class"][self.rows]
         return classes
 
+    def units(self) -> NDArray[np.uint8]:
+        """(n,) units of the images' boxes: PIXELS, FRACTIONS_SHOWN or FRACTIONS_STORED."""
+        units: NDArray[np.uint8] = self._images["relative"][self.rows]
+        return units
+
+    def mask_columns(self) -> tuple[list[str], NDArray[np.int32], NDArray[np.uint64]]:
+        """(n,) paths of masks, places of their codings in `codings`, hashes of their content; "", -1, 0 for none."""
+        if not self.has_masks:
+            return [""] * len(self), np.full(len(self), -1, np.int32), np.zeros(len(self), np.uint64)
+        paths = self._images["mask"].take(pa.array(self.rows)).to_pylist()
+        return paths, self._images["coding"][self.rows], self._images["digest"][self.rows]
+
     def mask_file(self, row: int) -> MaskFile | None:
         """The mask of an image, for `read_mask`."""
         if not self.has_masks:
@@ -393,11 +416,8 @@ class Index:
     ) -> Self:
         """The same images with other boxes in pixels (predictions, corrections); arguments as in `build`."""
         return self.build(
-            roots=self.roots,
-            paths=self.relative_paths(),
-            root_of=self._images["root"][self.rows],
+            **self._same_images(sizes),
             class_names=class_names,
-            sizes=self.sizes() if sizes is None else sizes,
             offsets=offsets,
             xyxy=xyxy,
             labels=labels,
@@ -427,11 +447,8 @@ class Index:
     ) -> Self:
         """The same images with other masks (pseudo-masks, corrections); arguments as in `build`, regions optional."""
         return self.build(
-            roots=self.roots,
-            paths=self.relative_paths(),
-            root_of=self._images["root"][self.rows],
+            **self._same_images(sizes),
             class_names=class_names,
-            sizes=self.sizes() if sizes is None else sizes,
             offsets=offsets,
             xyxy=xyxy,
             labels=labels,
@@ -445,9 +462,13 @@ class Index:
             folder=folder,
         )
 
-    def _mask_columns(self) -> tuple[list[str], NDArray[np.int32], NDArray[np.uint64]]:
-        paths = self._images["mask"].take(pa.array(self.rows)).to_pylist()
-        return paths, self._images["coding"][self.rows], self._images["digest"][self.rows]
+    def _same_images(self, sizes: ArrayLike | None) -> dict[str, Any]:
+        return {
+            "roots": self.roots,
+            "paths": self.relative_paths(),
+            "root_of": self.root_numbers(),
+            "sizes": self.sizes() if sizes is None else sizes,
+        }
 
     def _select(self, rows: NDArray[Any] | None) -> IntArray:
         return self.rows if rows is None else self.rows[rows]
@@ -473,68 +494,6 @@ class Index:
                 digest.update(np.ascontiguousarray(column).tobytes())
         names = json.dumps(self.class_names).encode()
         return hashlib.sha256(names + b"".join(part.digest() for part in parts)).hexdigest()
-
-
-def join(indexes: Sequence[Index]) -> Index:
-    """One index of several, joined by class name: names of the first, then new ones of the others.
-
-    Raises:
-        ValueError: no index at all.
-    """
-    if len(indexes) == 1:
-        return indexes[0]
-    names = tuple(dict.fromkeys(name for index in indexes for name in index.class_names))
-    views = [index.with_classes(names) for index in indexes]
-    columns = [view.box_columns() for view in views]
-    counts = [np.diff(view.labels_per_image()[0]) for view in views]
-    roots = list(dict.fromkeys(root for view in views for root in view.roots))
-    root_places = [np.array([roots.index(root) for root in view.roots]) for view in views]
-    stored = {name: np.concatenate([view._images[name][view.rows] for view in views]) for name in PER_IMAGE}
-    masks: dict[str, Any] = _joined_masks(views) if any(view.has_masks for view in views) else {}
-    return Index.build(
-        roots=roots,
-        paths=pa.concat_arrays([view.relative_paths() for view in views]),
-        root_of=np.concatenate([places[view.root_numbers()] for view, places in zip(views, root_places, strict=True)]),
-        class_names=names,
-        sizes=np.stack([stored["height"], stored["width"]], axis=1),
-        offsets=np.concatenate([[0], np.cumsum(np.concatenate(counts))]),
-        xyxy=np.concatenate([part.xyxy for part in columns]),
-        labels=np.concatenate([part.labels for part in columns]),
-        area=np.concatenate([part.area for part in columns]),
-        ignore=np.concatenate([part.ignore for part in columns]),
-        scores=np.concatenate([part.scores for part in columns]),
-        relative=stored["relative"],
-        image_class=stored["image_class"],
-        **masks,
-        description=" + ".join(dict.fromkeys(view._meta["description"].replace("; ", ", ") for view in views)),
-        counts=sum((Counter(view.counts) for view in views), Counter[str]()),
-        declared=all(view.declared for view in views),
-        annotated=all(view.annotated for view in views),
-    )
-
-
-def _joined_masks(views: Sequence[Index]) -> dict[str, Any]:
-    """Mask columns of several views, codings of each with the labels that it shows."""
-    codings: list[MaskCoding] = []
-    masks, coding_of, digests = [], [], []
-    for view in views:
-        empty = ([""] * len(view), np.full(len(view), -1), np.zeros(len(view), np.uint64))
-        paths, numbers, hashes = view._mask_columns() if view.has_masks else empty
-        own = [coding if view._classes is None else coding.relabeled(view._classes[1]) for coding in view._codings]
-        codings += [coding for coding in own if coding not in codings]
-        places = np.array([*(codings.index(coding) for coding in own), -1])
-        masks += list(paths)
-        coding_of.append(places[numbers])
-        digests.append(hashes)
-    return {
-        "masks": masks,
-        "coding_of": np.concatenate(coding_of),
-        "codings": codings,
-        "digests": np.concatenate(digests),
-    }
-
-
-PER_IMAGE = ("height", "width", "relative", "image_class")
 
 
 def header_size(path: Path, fractions: int) -> tuple[int, int]:

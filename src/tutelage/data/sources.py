@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tutelage.config import DataConfig, SourcesConfig
-from tutelage.data.index import Index, join
+from tutelage.data.index import Index
+from tutelage.data.joining import join
 from tutelage.data.listed import listed_rows, rows_at
 from tutelage.data.readers import Opened, Source, choose_split, locate, open_source, unlisted_error
 from tutelage.data.readers.source import first_five

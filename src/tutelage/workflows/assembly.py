@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from tutelage.config import RunConfig
-from tutelage.data.index import Index, join
+from tutelage.data.index import Index
+from tutelage.data.joining import join
 from tutelage.data.pseudo import open_store
 from tutelage.data.readers import open_index
 from tutelage.data.writers import write_coco, write_coco_masks, write_mask_folder, write_voc, write_yolo

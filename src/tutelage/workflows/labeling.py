@@ -13,7 +13,8 @@ from torch import nn
 
 from tutelage.config import PseudoConfig, RunConfig
 from tutelage.data.duplicates import HashBook
-from tutelage.data.index import Index, join
+from tutelage.data.index import Index
+from tutelage.data.joining import join
 from tutelage.data.loader import evaluation_batches
 from tutelage.data.pseudo import Leak, Manifest, PseudoStore, StoreWriter, open_store, store_index
 from tutelage.engine.guard import device_batch

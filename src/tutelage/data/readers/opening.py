@@ -21,8 +21,8 @@ from tutelage.data.index import (
     cache_folder,
     cache_key,
     header_size,
-    join,
 )
+from tutelage.data.joining import join
 from tutelage.data.readers.boxes import check_boxes
 from tutelage.data.readers.coco import read_coco
 from tutelage.data.readers.drawn import OUTLINES, draw_masks, images_only
