@@ -50,7 +50,12 @@ def test_show_prints_a_whole_recipe_with_its_cost(capsys: pytest.CaptureFixture[
     shown = capsys.readouterr().out
     assert "min_steps: 200000" in shown
     assert "34.1 million parameters with 91 classes" in shown  # TPU model zoo, R50-FPN
-    assert "96.9 billion multiply-adds an image of 640 x 640" in shown  # there: 97.0
+    assert "96.9 billion multiply-adds an image of 640 x 640" in shown
+    assert "published: 34.0 million parameters, 97.0 billion" in shown
+    assert main(["show", "segmentation-paper-b7"]) == 0
+    shown = capsys.readouterr().out
+    assert "67.5 million parameters with 21 classes" in shown and "59.4 billion multiply-adds" in shown
+    assert "published: 71 million parameters, 60 billion" in shown
 
 
 def test_check_says_what_is_there(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

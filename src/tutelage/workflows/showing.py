@@ -16,6 +16,14 @@ from tutelage.tasks.table import build_task
 from tutelage.workflows.options import default_recipe
 from tutelage.workflows.stages import console
 
+WITH_CLASSIFIER = "(arXiv:2006.06882, table 6; the classifier, which is not used, is counted there and not here)"
+PUBLISHED = {
+    "detection-paper-r50": "34.0 million parameters, 97.0 billion multiply-adds (TPU model zoo, R50-FPN)",
+    "segmentation-paper-b7": f"71 million parameters, 60 billion multiply-adds {WITH_CLASSIFIER}",
+    "segmentation-paper-l2": f"485 million parameters, 229 billion multiply-adds {WITH_CLASSIFIER}",
+}
+"""What the authors state of a recipe's network."""
+
 
 def recipes() -> dict[str, str]:
     """Prints and returns the shipped recipes with their first comment."""
@@ -47,7 +55,9 @@ def show(recipe: str | Path, *, options: bool = False, overrides: tuple[str, ...
     print(f"# {count_parameters(model) / 1e6:.1f} million parameters with {config.model.num_classes} classes")
     height, width = config.model.canvas
     billions = count_multiply_adds(model, config.model.canvas) / 1e9
-    print(f"# {billions:.1f} billion multiply-adds an image of {height} x {width}")
+    print(f"# {billions:.1f} billion multiply-adds an image of {height} x {width}, of convolutions and matrix products")
+    if str(recipe) in PUBLISHED:
+        print(f"# published: {PUBLISHED[str(recipe)]}")
     return config
 
 
