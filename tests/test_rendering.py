@@ -372,4 +372,4 @@ def test_real_yolo_polygons_lie_on_the_panoptic_segments(real_data: Path) -> Non
         things = (published > 0) & (published <= 90)
         agree += np.count_nonzero(numbers[mask[things]] == published[things])
         total += np.count_nonzero(things)
-    assert agree / total > 0.95  # 0.974; the rest are crowds, and borders drawn by other rules
+    assert agree / total > 0.95  # 0.974

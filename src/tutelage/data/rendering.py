@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -36,7 +37,7 @@ def paint(outlines: Sequence[tuple[int, Spans]], size: tuple[int, int], uncovere
         lengths = np.diff(spans.ravel())
         inside = np.repeat(np.arange(len(lengths)) % 2 == 0, lengths)
         pixels[first:last][inside] = label
-    return np.ascontiguousarray(pixels.reshape(width, height).T)
+    return np.asarray(cv2.transpose(pixels.reshape(width, height)), np.uint8)  # in blocks: many times NumPy's speed
 
 
 def polygon_spans(points: NDArray[np.float64], size: tuple[int, int]) -> Spans:

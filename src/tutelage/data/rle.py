@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -89,7 +90,7 @@ def union(parts: Sequence[Spans]) -> Spans:
 
 def class_spans(mask: NDArray[np.uint8]) -> Iterator[tuple[int, Spans]]:
     """Each value of a mask (h, w) and its spans, from the lowest value."""
-    pixels = mask.ravel(order="F")
+    pixels = cv2.transpose(mask).ravel()
     starts = np.concatenate([[0], np.flatnonzero(pixels[1:] != pixels[:-1]) + 1])
     spans = np.stack([starts, np.append(starts[1:], pixels.size)], axis=1)
     values = pixels[starts]
