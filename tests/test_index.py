@@ -111,7 +111,7 @@ def test_fingerprint_of_a_selection_covers_the_selected_rows_only() -> None:
 
 def test_fingerprint_does_not_depend_on_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = make_index().select(np.arange(3)).fingerprint
-    monkeypatch.setattr("tutelage.data.index.CHUNK", 2)
+    monkeypatch.setattr("tutelage.data.fingerprint.CHUNK", 2)
     assert make_index().select(np.arange(3)).fingerprint == whole
 
 

@@ -12,9 +12,7 @@ the image where its size was not known when it was read (YOLO and OpenImages wit
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
+from tutelage.data.fingerprint import chunks, fingerprint_of
 from tutelage.data.images import probe
 from tutelage.data.masks import MaskCoding, MaskFile
 from tutelage.data.storage import (
@@ -41,8 +40,6 @@ from tutelage.files import read_json, write_json
 from tutelage.types import Annotation, Boxes
 
 __all__ = ["BoxColumns", "Index", "cache_folder", "cache_key", "header_size"]
-
-CHUNK = 65_536  # images hashed or copied at once
 
 PIXELS, FRACTIONS_SHOWN, FRACTIONS_STORED = 0, 1, 2
 """Units of an image's boxes: pixels, or fractions of the image as shown or as stored (EXIF)."""
@@ -166,7 +163,7 @@ class Index:
                 write_tables(own, images, boxes)
                 index = cls(own)
                 index._meta = meta
-                write_json(own / "meta.json", {**meta, "fingerprint": index._hash()})
+                write_json(own / "meta.json", {**meta, "fingerprint": fingerprint_of(index)})
         return cls(folder)
 
     @staticmethod
@@ -245,7 +242,7 @@ class Index:
     @property
     def has_masks(self) -> bool:
         """Whether its images have masks (single ones may lack theirs)."""
-        return bool(self._meta["codings"])
+        return "mask" in self._images
 
     @property
     def annotation(self) -> Annotation:
@@ -267,14 +264,14 @@ class Index:
         """Hex digest of relative paths, sizes, classes and boxes of the rows; never absolute paths or times."""
         if self._rows is None and self._classes is None:
             return str(self._meta["fingerprint"])
-        return self._hash()
+        return fingerprint_of(self)
 
     @cached_property
     def num_boxes(self) -> int:
         """Boxes of the selected rows, ignored ones included."""
         if self._rows is None and self._classes is None:
             return len(self._boxes["label"])
-        return sum(len(self.box_columns(chunk)) for chunk in self._chunks())
+        return sum(len(self.box_columns(rows)) for rows in chunks(len(self)))
 
     def __len__(self) -> int:
         return len(self._images["root"]) if self._rows is None else len(self._rows)
@@ -407,26 +404,18 @@ class Index:
         labels: ArrayLike,
         *,
         class_names: Sequence[str],
-        scores: ArrayLike | None = None,
-        area: ArrayLike | None = None,
-        ignore: ArrayLike | None = None,
         sizes: ArrayLike | None = None,
-        description: str = "",
-        folder: Path | None = None,
+        **columns: Any,
     ) -> Self:
-        """The same images with other boxes in pixels (predictions, corrections); arguments as in `build`."""
+        """The same images with other boxes in pixels (predictions, corrections); arguments and columns as in `build`."""
         return self.build(
             **self._same_images(sizes),
             class_names=class_names,
             offsets=offsets,
             xyxy=xyxy,
             labels=labels,
-            area=area,
-            ignore=ignore,
-            scores=scores,
-            description=description,
             shown=True,
-            folder=folder,
+            **columns,
         )
 
     def with_masks(
@@ -436,30 +425,18 @@ class Index:
         codings: Sequence[MaskCoding],
         *,
         class_names: Sequence[str],
-        offsets: ArrayLike | None = None,
-        xyxy: ArrayLike = (),
-        labels: ArrayLike = (),
-        area: ArrayLike | None = None,
         sizes: ArrayLike | None = None,
-        digests: ArrayLike | None = None,
-        description: str = "",
-        folder: Path | None = None,
+        **columns: Any,
     ) -> Self:
-        """The same images with other masks (pseudo-masks, corrections); arguments as in `build`, regions optional."""
+        """The same images with other masks (pseudo-masks, corrections); arguments and further columns as in `build`."""
         return self.build(
             **self._same_images(sizes),
             class_names=class_names,
-            offsets=offsets,
-            xyxy=xyxy,
-            labels=labels,
-            area=area,
             masks=masks,
             coding_of=coding_of,
             codings=codings,
-            digests=digests,
-            description=description,
             shown=True,
-            folder=folder,
+            **columns,
         )
 
     def _same_images(self, sizes: ArrayLike | None) -> dict[str, Any]:
@@ -472,28 +449,6 @@ class Index:
 
     def _select(self, rows: NDArray[Any] | None) -> IntArray:
         return self.rows if rows is None else self.rows[rows]
-
-    def _chunks(self) -> Iterator[IntArray]:
-        for first in range(0, len(self), CHUNK):
-            yield np.arange(first, min(first + CHUNK, len(self)))
-
-    def _hash(self) -> str:
-        """Content hash in chunks; one hash a column, so that it does not depend on the size of the chunks."""
-        per_image = ("height", "width", "image_class", *(("digest",) if self.has_masks else ()))
-        parts = [hashlib.sha256() for _ in range(6 + len(per_image))]
-        for chunk in self._chunks():
-            stored, boxes = self._select(chunk), self.box_columns(chunk)
-            paths = "\n".join([*self.relative_paths(chunk).to_pylist(), ""])
-            columns = (
-                np.frombuffer(paths.encode("utf-8", "surrogateescape"), np.uint8),
-                *(self._images[name][stored] for name in per_image),
-                np.bincount(boxes.images - chunk[0], minlength=len(chunk)),
-                *(boxes.xyxy, boxes.labels, boxes.area, np.stack([boxes.ignore, boxes.scores], axis=1)),
-            )
-            for digest, column in zip(parts, columns, strict=True):
-                digest.update(np.ascontiguousarray(column).tobytes())
-        names = json.dumps(self.class_names).encode()
-        return hashlib.sha256(names + b"".join(part.digest() for part in parts)).hexdigest()
 
 
 def header_size(path: Path, fractions: int) -> tuple[int, int]:
