@@ -13,7 +13,6 @@ the image where its size was not known when it was read (YOLO and OpenImages wit
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -26,6 +25,7 @@ from tutelage.data.fingerprint import chunks, fingerprint_of
 from tutelage.data.images import probe
 from tutelage.data.masks import MaskCoding, MaskFile
 from tutelage.data.storage import (
+    BoxColumns,
     box_table,
     cache_folder,
     cache_key,
@@ -45,22 +45,6 @@ PIXELS, FRACTIONS_SHOWN, FRACTIONS_STORED = 0, 1, 2
 """Units of an image's boxes: pixels, or fractions of the image as shown or as stored (EXIF)."""
 
 IntArray = NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class BoxColumns:
-    """Boxes of many images as read, for bulk statistics."""
-
-    images: IntArray  # (m,) row of the image in the index that was asked
-    xyxy: NDArray[np.float64]  # (m, 4) pixels; fractions of the image where `relative`
-    labels: IntArray  # (m,)
-    area: NDArray[np.float64]  # (m,) square pixels as annotated
-    ignore: NDArray[np.uint8]  # (m,)
-    scores: NDArray[np.float64]  # (m,) 1 for human labels
-    relative: NDArray[np.bool_]  # (m,)
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
 
 class Index:
@@ -407,7 +391,7 @@ class Index:
         sizes: ArrayLike | None = None,
         **columns: Any,
     ) -> Self:
-        """The same images with other boxes in pixels (predictions, corrections); arguments and columns as in `build`."""
+        """The same images with other boxes in pixels (predictions, corrections); columns as in `build`."""
         return self.build(
             **self._same_images(sizes),
             class_names=class_names,
@@ -428,7 +412,7 @@ class Index:
         sizes: ArrayLike | None = None,
         **columns: Any,
     ) -> Self:
-        """The same images with other masks (pseudo-masks, corrections); arguments and further columns as in `build`."""
+        """The same images with other masks (pseudo-masks, corrections); columns as in `build`."""
         return self.build(
             **self._same_images(sizes),
             class_names=class_names,

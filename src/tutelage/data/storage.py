@@ -9,6 +9,7 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,22 @@ from tutelage.types import InputError
 
 LAYOUT = 4
 """Changes whenever columns or readers change what they write, so that caches of older code are not used."""
+
+
+@dataclass(frozen=True, slots=True)
+class BoxColumns:
+    """Boxes of many images as read, for bulk statistics."""
+
+    images: NDArray[np.int64]  # (m,) row of the image in the index that was asked
+    xyxy: NDArray[np.float64]  # (m, 4) pixels; fractions of the image where `relative`
+    labels: NDArray[np.int64]  # (m,)
+    area: NDArray[np.float64]  # (m,) square pixels as annotated
+    ignore: NDArray[np.uint8]  # (m,)
+    scores: NDArray[np.float64]  # (m,) 1 for human labels
+    relative: NDArray[np.bool_]  # (m,)
+
+    def __len__(self) -> int:
+        return len(self.labels)
 
 
 def cache_folder() -> Path:
