@@ -1,6 +1,7 @@
 """Folders of images and masks: every layout and coding that is read, and every mistake that is named."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tutelage.config import DataConfig, SourcesConfig
-from tutelage.data.index import Index
+from tutelage.data.index import Index, cache_folder
 from tutelage.data.masks import read_mask
 from tutelage.data.readers import locate, open_index
 from tutelage.data.readers.mask_classes import read_class_file
@@ -237,6 +238,66 @@ def test_the_full_ade20k_takes_chosen_objects(tmp_path: Path) -> None:
     names.write_text("\n".join(f"object {number}" for number in range(300)))
     with pytest.raises(InputError, match=r"objects\.txt: 300 classes; 1 to 255 fit.*VALUE=name"):
         opened(tmp_path, DataConfig(classes=str(names)))
+
+
+# -- outlines ---------------------------------------------------------------------------------------------------------
+
+
+def coco_polygons(folder: Path) -> Path:
+    """A COCO json with one rectangle: columns 1 to 3, rows 0 to 2, of an image of 4 x 6 pixels."""
+    picture(folder / "a.jpg")
+    shape = {"id": 1, "image_id": 1, "category_id": 7, "bbox": [1, 0, 2, 2], "area": 4, "iscrowd": 0}
+    path = folder / "_annotations.coco.json"
+    path.write_text(
+        json.dumps(
+            {
+                "images": [{"id": 1, "file_name": "a.jpg", "height": 4, "width": 6}],
+                "annotations": [{**shape, "segmentation": [[1, 0, 3, 0, 3, 2, 1, 2]]}],
+                "categories": [{"id": 7, "name": "roof"}],
+            }
+        )
+    )
+    return path
+
+
+def test_outlines_are_drawn_once_into_the_cache(tmp_path: Path) -> None:
+    coco_polygons(tmp_path)
+    index = opened(tmp_path, DataConfig())
+    drawn = [[0, 1, 1, 0, 0, 0]] * 2 + [[0] * 6] * 2
+    assert mask_of(index) == drawn and index.class_names == ("background", "roof")
+    assert index.boxes(0).labels.tolist() == [0, 1] and index.boxes(0).area.tolist() == [20, 4]
+    assert index.boxes(0).xyxy.tolist() == [[0, 0, 6, 4], [1, 0, 3, 2]]
+    file = index.mask_file(0)
+    assert file is not None and cache_folder() in file.file.parents
+    written = file.file.stat().st_mtime_ns
+    assert opened(tmp_path, DataConfig()).folder == index.folder and file.file.stat().st_mtime_ns == written
+    shutil.rmtree(file.file.parent)
+    assert mask_of(opened(tmp_path, DataConfig())) == drawn, "drawn anew where the cache was cleared"
+    uncovered = opened(tmp_path, DataConfig(background="ignore"))
+    assert mask_of(uncovered)[0] == [IGNORE, 0, 0, IGNORE, IGNORE, IGNORE] and uncovered.class_names == ("roof",)
+
+
+def test_outlines_of_a_pool_stay_undrawn(tmp_path: Path) -> None:
+    path = coco_polygons(tmp_path)
+    pool = opened(path, DataConfig(), unlabeled=True)
+    assert len(pool) == 1 and not pool.has_masks and not pool.annotated and pool.num_boxes == 0
+    assert open_index(path, DataConfig()).num_boxes == 1, "boxes, where boxes are wanted"
+
+
+def test_exports_with_a_json_in_each_split(tmp_path: Path) -> None:
+    for split in ("train", "valid"):
+        coco_polygons(tmp_path / split)
+    assert set(locate(tmp_path, annotation="masks")) == {"train", "val"}
+    assert mask_of(opened(tmp_path, DataConfig(), split="val"))[0] == [0, 1, 1, 0, 0, 0]
+
+
+def test_scenes_are_the_same_as_masks_and_as_outlines(scenes: Path) -> None:
+    masks = opened(scenes / "labeled", DataConfig())
+    outlines = opened(scenes / "labeled" / "scenes.json", DataConfig())
+    assert masks.class_names[0] == "ground" and masks.class_names[1:] == outlines.class_names[1:]
+    for row in range(len(masks)):
+        assert masks.path(row) == outlines.path(row)
+        assert np.mean(np.array(mask_of(masks, row)) == np.array(mask_of(outlines, row))) > 0.998
 
 
 # -- codings and class names -----------------------------------------------------------------------------------------

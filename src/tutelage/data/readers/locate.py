@@ -68,7 +68,7 @@ def locate(source: str | Path, unlabeled: bool = False, annotation: Annotation =
 
 def _locate_masks(path: Path) -> dict[str, Source]:
     """A data set of masks in a folder, or one of outlines that can be painted; empty when there is none."""
-    return _panoptic_in(path) or mask_sources(path) or _yaml_in(path) or _coco_in(path) or yolo.sources_of_folder(path)
+    return _panoptic_in(path) or mask_sources(path) or _locate_folder(path)
 
 
 def _panoptic_in(path: Path) -> dict[str, Source]:
