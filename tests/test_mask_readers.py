@@ -18,6 +18,7 @@ from tutelage.data.readers import locate, open_index
 from tutelage.data.readers.mask_classes import read_class_file
 from tutelage.data.readers.mask_scan import scan_codes
 from tutelage.data.sources import open_sources
+from tutelage.data.writers import write_mask_folder
 from tutelage.types import IGNORE, InputError
 
 SIZE = (4, 6)
@@ -126,6 +127,16 @@ def test_a_folder_of_masks_takes_its_images_from_the_option(tmp_path: Path) -> N
         opened(tmp_path / "drawn")
 
 
+def test_exported_masks_are_read_back(tmp_path: Path) -> None:
+    for name in ("day/a.jpg", "b.jpg"):
+        picture(tmp_path / "pool" / name)
+    records = [("day/a.jpg", SIZE, VALUES), ("b.jpg", SIZE, VALUES[:, ::-1])]
+    write_mask_folder(tmp_path / "export", records, NAMES)
+    index = opened(tmp_path / "export", DataConfig(), images=str(tmp_path / "pool"))
+    assert index.class_names == NAMES and files_of(index) == [("b.jpg", "b.png"), ("a.jpg", "a.png")]
+    assert [mask_of(index, row) for row in range(2)] == [VALUES[:, ::-1].tolist(), VALUES.tolist()]
+
+
 def test_masks_beside_their_images(tmp_path: Path) -> None:
     """Roboflow's "semantic segmentation masks"."""
     for split in ("train", "valid"):
@@ -178,11 +189,12 @@ def test_voc_2012(tmp_path: Path) -> None:
     assert files_of(opened(listed, DataConfig())) == [("2010_000001.jpg", "2010_000001.png")]
 
 
-def test_the_augmented_voc_trains_on_its_own_list(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["train_aug", "trainaug"])
+def test_the_augmented_voc_trains_on_its_own_list(tmp_path: Path, name: str) -> None:
     make_voc(tmp_path)
     for stem in ("2007_000032", "2008_000002", "2010_000001"):
         save(tmp_path / "SegmentationClassAug" / f"{stem}.png", np.full(SIZE, 8, np.uint8))
-    (tmp_path / "ImageSets" / "Segmentation" / "train_aug.txt").write_text(
+    (tmp_path / "ImageSets" / "Segmentation" / f"{name}.txt").write_text(
         "/JPEGImages/2007_000032.jpg /SegmentationClassAug/2007_000032.png\n2008_000002\n"
     )
     train, val = opened(tmp_path, DataConfig()), opened(tmp_path, DataConfig(), split="val")

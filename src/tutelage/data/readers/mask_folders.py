@@ -27,6 +27,7 @@ MASK_FOLDERS = (
 MASKS_KEPT_BACK = ("gtfine", "gtcoarse")  # Cityscapes publishes empty masks of its test images
 LOOKED_AT = 2000  # names that tell whether masks lie beside their images
 AUGMENTED = "SegmentationClassAug"  # masks of VOC's 10 582 images, a folder beside VOC's own
+AUGMENTED_LISTS = ("train_aug", "trainaug")  # names under which the list of these images goes round
 
 
 def mask_sources(path: Path) -> dict[str, Source]:
@@ -69,7 +70,10 @@ def voc_list(path: Path) -> Source:
 
 
 def paired_folder(path: Path) -> Source:
-    """A folder of images, or of masks, with the other beside it; a folder of masks alone where there is none."""
+    """A folder of images, or of masks, with the other beside it; a folder of masks alone where there is none.
+
+    (Such masks may lie in a folder of their own in it, as `label --export` writes them.)
+    """
     for above in (path, path.parent):
         for own, other in ((IMAGE_FOLDERS, MASK_FOLDERS), (MASK_FOLDERS, IMAGE_FOLDERS)):
             if above.name.lower() not in own:
@@ -79,7 +83,7 @@ def paired_folder(path: Path) -> Source:
             if twin is not None and _holds_pictures(twin):
                 images, masks = (path, twin) if own is IMAGE_FOLDERS else (twin, path)
                 return Source("mask-folder", path, split_named(path.name), (images,), masks=masks)
-    return Source("mask-folder", path, split_named(path.name), masks=path)
+    return Source("mask-folder", path, split_named(path.name), masks=_folder_named(path, MASK_FOLDERS) or path)
 
 
 def _yaml_in(path: Path) -> dict[str, Source]:
@@ -93,7 +97,7 @@ def _voc_in(path: Path) -> dict[str, Source]:
     if not (path / "JPEGImages").is_dir() or not any(path.glob("SegmentationClass*")):
         return {}
     lists = {file.stem.lower(): file for file in sorted(path.glob("ImageSets/Segmentation/*.txt"))}
-    train = next((name for name in ("train_aug", "train", "trainval") if _usable(path, lists, name)), "")
+    train = next((name for name in (*AUGMENTED_LISTS, "train", "trainval") if _usable(path, lists, name)), "")
     found = {"train": train, **{split: split for split in ("val", "test") if _usable(path, lists, split)}}
     if train:
         return {split: replace(voc_list(lists[name]), split=split) for split, name in found.items()}
@@ -105,7 +109,7 @@ def _voc_in(path: Path) -> dict[str, Source]:
 
 def _usable(path: Path, lists: dict[str, Path], name: str) -> bool:
     """Whether a list is there, with masks of its first image (VOC keeps those of its test images back)."""
-    if name not in lists or (name == "train_aug" and not (path / AUGMENTED).is_dir()):
+    if name not in lists or (name in AUGMENTED_LISTS and not (path / AUGMENTED).is_dir()):
         return False
     words = read_text(lists[name]).split(None, 1)
     masks = voc_list(lists[name]).masks
