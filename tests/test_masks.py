@@ -6,6 +6,7 @@ import struct
 import zlib
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,7 +16,7 @@ from PIL import Image
 
 from tutelage.data.index import Index
 from tutelage.data.joining import join
-from tutelage.data.masks import MaskCoding, MaskFile, decode_png, encode_png, read_codes, read_mask
+from tutelage.data.masks import Kind, MaskCoding, MaskFile, decode_png, encode_png, read_codes, read_mask
 from tutelage.types import IGNORE, InputError
 
 CLASSES = np.array([[0, 1, 2], [2, 1, 255]], np.uint8)
@@ -136,6 +137,14 @@ def test_what_is_no_mask_of_values_is_refused(tmp_path: Path, name: str) -> None
     save(tmp_path / file, content)
     with pytest.raises(InputError, match=message):
         read_mask(MaskFile(file, values_in(tmp_path)))
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("kind", ["values", "colors"])
+def test_colors_of_sixteen_bits_are_refused_not_cut(tmp_path: Path, suffix: str, kind: Kind) -> None:
+    cv2.imwrite(str(tmp_path / f"m.{suffix}"), np.full((2, 2, 3), 1, np.uint16))
+    with pytest.raises(InputError, match=rf"m\.{suffix}: holds colors of 16 bits"):
+        read_mask(MaskFile(f"m.{suffix}", MaskCoding(kind, tmp_path, {0: 0, 1: 1})))
 
 
 def test_a_broken_or_missing_mask_is_refused(tmp_path: Path) -> None:

@@ -220,7 +220,9 @@ View = Literal["identity", "hflip", "vflip", "rot180", "transpose", "antitranspo
 class LabelConfig(Part):
     """How the teacher labels the pool."""
 
-    views: tuple[View, ...] = Field(("identity",), description="views whose raw outputs are averaged before decoding")
+    views: tuple[View, ...] = Field(
+        ("identity",), description="views whose outputs are averaged: raw ones of boxes, probabilities of pixels"
+    )
     scales: tuple[float, ...] = Field((1.0,), description="canvas scales that every view is seen at")
     size: Literal["network", "original"] = Field("network", description="size that pseudo-masks are stored at")
     part_size: PositiveInt = Field(256, description="pool images a part of the store")
@@ -234,7 +236,8 @@ class PseudoConfig(Part):
     )
     ratio: PositiveInt = Field(1, description="second-stream images for each labeled image of a batch")
     empty: Literal["background", "drop"] = Field(
-        "background", description="pool images without a confident box: all background, or not used"
+        "background",
+        description="pool images without a confident box or pixel: background (masks: without a label), or not used",
     )
     unsure: Literal["negative", "ignore"] = Field(
         "negative", description="boxes between floor and threshold: background as in the paper, or out of the loss"
@@ -250,7 +253,9 @@ class EvalConfig(Part):
     size: int = Field(
         0, ge=0, description="long side in pixels that masks are measured at; 0 is each image's own (paper: 512)"
     )
-    resamples: PositiveInt = Field(1000, description="bootstrap resamples, where there are enough test images for a bootstrap")
+    resamples: PositiveInt = Field(
+        1000, description="bootstrap resamples, where there are enough test images for a bootstrap"
+    )
     confidence: float = Field(0.95, gt=0, lt=1, description="coverage of the intervals")
     points: int = Field(5, ge=0, description="selection-split measurements along a training; none without such a split")
 

@@ -251,6 +251,8 @@ def packed(colors: Mask) -> NDArray[np.int32]:
 
 
 def _opaque_colors(image: ImageFile, path: Path) -> Mask:
+    if image.tile and ";16" in str(image.tile[0].args):  # Pillow keeps the upper bytes alone: small values become 0
+        raise InputError(f"{path}: holds colors of 16 bits a channel; a mask has 8. Write it as 8-bit PNG.")
     if image.mode in ("RGBA", "LA", "PA") and np.asarray(image.getchannel("A")).min() < 255:
         raise InputError(f"{path}: has transparent pixels, whose class is unclear. Write the mask without alpha.")
     if image.mode == "F" or image.mode.startswith("I"):
