@@ -11,19 +11,21 @@ from torch import Tensor, nn
 
 from tests.toy_task import CANVAS, ToyTask, rows_of, toy_batch, toy_network
 from tests.toy_training import training_in
-from tutelage.config import ModelConfig, PostprocessConfig, RuntimeConfig, StudentConfig
+from tutelage.config import EvalConfig, ModelConfig, PostprocessConfig, RuntimeConfig, StudentConfig
 from tutelage.engine.loop import Interrupted, accumulate, train
 from tutelage.engine.objectives import Objective, Student, Supervised
 from tutelage.engine.runtime import Runtime, launch
 from tutelage.files import read_json
 from tutelage.tasks.detection import DetectionTask
+from tutelage.tasks.segmentation import SegmentationTask
+from tutelage.tasks.task import Task
 from tutelage.types import Batch
 
 ONE = RuntimeConfig(device="cpu", precision="float32", threads=1, workers=0)
 TWO = ONE.model_copy(update={"devices": 2})
-METHODS = ("supervised", "student", "detection")
+METHODS = ("supervised", "student", "detection", "segmentation")
 STEPS = 2
-TINY_RETINANET = ModelConfig(
+TINY_MODEL = ModelConfig(
     backbone="test_resnet", canvas=CANVAS, max_level=5, pyramid_width=8, head_width=8, head_depth=1
 )
 Gradients = dict[str, list[list[Tensor]]]  # by method; of each step, by parameter
@@ -37,7 +39,10 @@ def build(method: str) -> Objective:
     config = StudentConfig(alpha=2.0, average_decay=0.5)
     if method == "student":
         return Student(ToyTask(), network, config)
-    task = DetectionTask(TINY_RETINANET, PostprocessConfig(), ("a", "b", "c"))
+    names = ("a", "b", "c")
+    task: Task = DetectionTask(TINY_MODEL, PostprocessConfig(), names)
+    if method == "segmentation":
+        task = SegmentationTask(TINY_MODEL, EvalConfig(metric="miou"), names)
     torch.manual_seed(0)
     return Student(task, task.build_model().double().eval(), config)
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tutelage.types import Batch, PaddedBoxes
+from tutelage.types import IGNORE, Batch, PaddedBoxes
 
 CANVAS = (32, 32)
 STRIDE = 8
@@ -87,11 +87,16 @@ class ToyTask:
 
 
 def toy_batch(seed: int, size: int = 4, boxes: int = 3) -> Batch:
-    """Random images; image i has i + 1 boxes, at most `boxes`, so that shares of a batch differ in their counts."""
+    """Random images; image i has i + 1 boxes, at most `boxes`, so that shares of a batch differ in their counts.
+
+    Of its mask the upper i / size are without a label.
+    """
     rng = np.random.default_rng(seed)
     corners = rng.uniform(0, 24, (size, max(boxes, 1), 2)).astype(np.float32)
     valid = np.arange(max(boxes, 1)) < np.minimum(np.arange(1, size + 1), boxes)[:, None]
     pixels = rng.integers(0, 256, (size, 1, *CANVAS, 3), dtype=np.uint8)
+    masks = np.random.default_rng((seed, 1)).integers(0, NUM_CLASSES, (size, *CANVAS), dtype=np.uint8)
+    masks[np.arange(CANVAS[0]) / CANVAS[0] < np.arange(size)[:, None] / size] = IGNORE
     return Batch(
         images=torch.from_numpy(pixels).permute(0, 1, 4, 2, 3),
         matrix=torch.eye(3, dtype=torch.float64).expand(size, 1, 3, 3),
@@ -105,6 +110,7 @@ def toy_batch(seed: int, size: int = 4, boxes: int = 3) -> Batch:
             ignore=torch.zeros(valid.shape, dtype=torch.uint8),
             valid=torch.from_numpy(valid),
         ),
+        masks=torch.from_numpy(masks),
     )
 
 
@@ -121,6 +127,7 @@ def rows_of(batch: Batch, rows: slice) -> Batch:
         boxes=PaddedBoxes(
             boxes.xyxy[rows], boxes.labels[rows], boxes.scores[rows], boxes.ignore[rows], boxes.valid[rows]
         ),
+        masks=None if batch.masks is None else batch.masks[rows],
     )
 
 
