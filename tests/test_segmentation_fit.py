@@ -16,7 +16,8 @@ from tutelage.cli import main
 from tutelage.config import DataConfig
 from tutelage.data.masks import decode_png, read_mask
 from tutelage.data.readers import open_index
-from tutelage.types import IGNORE, InputError
+from tutelage.tasks.segmentation import SegmentationTask
+from tutelage.types import IGNORE, Batch, InputError, Prediction
 
 QUICK = ("runtime.workers=0", "runtime.threads=1")
 
@@ -130,6 +131,28 @@ def test_exported_pseudo_labels_are_labels_again(
     assert len(exported) == 20 and set(exported.class_names) <= set(record_of(finished_masks)["class_names"])
     kept = sum(int((read_mask(exported.mask_file(row)) != IGNORE).sum()) for row in range(20))
     assert kept == tutelage_counts(store)["pixels_kept"]
+
+
+def test_a_stopped_labeling_continues_with_the_same_batches(
+    finished_masks: Path, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[int]] = []
+    predict = SegmentationTask.predict
+
+    def watched(self: SegmentationTask, model: Any, batch: Batch, label: Any = None) -> list[Prediction]:
+        seen.append(batch.image_ids.tolist())
+        return predict(self, model, batch, label)
+
+    monkeypatch.setattr(SegmentationTask, "predict", watched)
+    store, settings = tmp_path / "store", (*QUICK, "label.part_size=6", "teacher.batch_size=4")
+    for lost in ((), ("part-00001.*", "part-00002.images*", "manifest.json", "run.json")):
+        for path in [path for pattern in lost for path in store.glob(pattern)]:
+            path.unlink()
+        tutelage.label(
+            finished_masks, unlabeled=scenes / "pool" / "images", out=store, device="cpu", overrides=settings
+        )
+    assert seen[:7] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11], [12, 13, 14], [15, 16, 17], [18, 19]]
+    assert seen[7:] == seen[2:6]
 
 
 def tutelage_counts(store: Path) -> dict[str, int]:

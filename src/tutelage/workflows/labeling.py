@@ -203,13 +203,19 @@ def label_images(
     leaks: HashBook | None,
     runtime: Runtime,
 ) -> Iterator[Outcome]:
-    """What became of each of `rows` (a prediction, or why there is none), in their order."""
+    """What became of each of `rows` (a prediction, or why there is none), in their order.
+
+    No batch reaches over the end of a part: last digits depend on what else is in a batch, and a stopped labeling must
+    continue with the batches that it would have had.
+    """
     model = model.to(runtime.device).eval()
+    most = device_batch(config.teacher.batch_size, runtime)
+    part_size = config.label.part_size
     batches = evaluation_batches(
         pool,
         canvas=config.model.canvas,
         data=config.data,
-        device_batch_size=device_batch(config.teacher.batch_size, runtime),
+        device_batch_size=max(size for size in range(1, min(most, part_size) + 1) if part_size % size == 0),
         rows=rows,
         workers=runtime.workers,
         tolerant=True,
