@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,25 @@ def test_predict_writes_masks_and_pictures(finished_masks: Path, scenes: Path, t
     assert set(classes.tolist()) <= set(range(5)), "every pixel gets a class"
     assert len(list((tmp_path / "found" / "pictures").rglob("*.jpg"))) == 20
     assert main([*command, "--out", str(tmp_path / "yolo"), "--format", "yolo"]) == 2
+
+
+def test_predicted_masks_are_not_kept_once_they_are_written(
+    finished_masks: Path, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    masks: list[weakref.ref[Any]] = []
+    alive: list[int] = []
+    predict = SegmentationTask.predict
+
+    def watched(self: SegmentationTask, model: Any, batch: Batch, label: Any = None) -> list[Prediction]:
+        alive.append(sum(mask() is not None for mask in masks))
+        found = predict(self, model, batch, label)
+        masks.extend(weakref.ref(one.mask) for one in found)
+        return found
+
+    monkeypatch.setattr(SegmentationTask, "predict", watched)
+    found = tutelage.predict(finished_masks, [scenes / "pool" / "images"], out=tmp_path / "found", device="cpu")
+    assert [one.mask for one in found] == [None] * 20 and [one.size for one in found] == [(64, 64)] * 20
+    assert len(alive) == 2 and alive[1] <= 2, "of 16 in the first batch"
 
 
 def test_train_one_model_and_a_student_of_a_store(finished_masks: Path, scenes: Path, tmp_path: Path) -> None:

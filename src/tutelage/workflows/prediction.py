@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +19,9 @@ from tutelage.data.sheets import draw_boxes, draw_mask
 from tutelage.engine.runtime import Runtime, launch
 from tutelage.files import read_json
 from tutelage.tasks.table import TASKS, build_task
-from tutelage.types import Annotation, Boxes, InputError, Prediction, Skipped
+from tutelage.types import Annotation, Boxes, InputError, Prediction
 from tutelage.workflows.assembly import PREDICTIONS, load_trained, open_all, open_model, require_format
-from tutelage.workflows.labeling import Outcome, label_images
+from tutelage.workflows.labeling import label_images
 from tutelage.workflows.options import Paths
 from tutelage.workflows.stages import Stage, console
 
@@ -50,7 +51,7 @@ def predict(
         overwrite: replace what an earlier call wrote.
 
     Returns:
-        One prediction for each image that could be read; the others are named and counted.
+        One prediction for each image that could be read, masks left out; the others are named and counted.
 
     Raises:
         InputError: no model, unknown format, or no image that can be read.
@@ -66,30 +67,50 @@ def predict(
     require_format("--format", format, PREDICTIONS, annotation)
     images = open_all(config.sources.unlabeled, config, unlabeled=True)
     assert images is not None, "at least one input is required"
-    class_names, outcomes = launch(config.runtime, _predict, config, stage, images)
-    found = [outcome for outcome in outcomes if isinstance(outcome, Prediction)]
-    for outcome in outcomes:
-        if isinstance(outcome, Skipped):
-            console.print(f"Skipped: {outcome.reason}")
+    write, name = PREDICTIONS[annotation][format]
+    output = Output(Path(out) / name, write, Path(out) / "pictures" if pictures else None, DRAW[annotation])
+    found = launch(config.runtime, _predict, config, stage, images, output)
     if not found:
         raise InputError(f"{', '.join(config.sources.unlabeled)}: no image could be read. Give image files or folders.")
-    names = _names(images)
-    write, name = PREDICTIONS[annotation][format]
-    write(Path(out) / name, ((names[one.image_id], one.size, _content(one)) for one in found), class_names)
-    if pictures:
-        _write_pictures(Path(out) / "pictures", images, names, found, DRAW[annotation], class_names, config)
-    written = f"{annotation.capitalize()}: {Path(out) / name}"
-    console.print(f"{len(found)} images, {len(outcomes) - len(found)} skipped. {written}")
+    written = f"{annotation.capitalize()}: {output.place}"
+    console.print(f"{len(found)} images, {len(images) - len(found)} skipped. {written}")
     return found
 
 
-def _predict(runtime: Runtime, config: RunConfig, stage: Stage, images: Index) -> tuple[tuple[str, ...], list[Outcome]]:
-    card: dict[str, Any] = read_json(stage.model_folder / "model.json")
-    class_names = tuple(card["class_names"])
-    task = build_task(config, class_names)
-    return class_names, list(
-        label_images(config, task, load_trained(stage, config.task), images, np.arange(len(images)), None, runtime)
-    )
+@dataclass(frozen=True)
+class Output:
+    """Where predictions go, and how."""
+
+    place: Path  # file or folder
+    write: Callable[..., None]  # (place, records, class names)
+    pictures: Path | None  # folder
+    draw: Callable[..., Image.Image]  # (picture, boxes or mask, class names)
+
+
+def _predict(runtime: Runtime, config: RunConfig, stage: Stage, images: Index, output: Output) -> list[Prediction]:
+    """Writes predictions as they come and returns them, masks left out: those of many photos fit into no memory."""
+    class_names: tuple[str, ...] = tuple(read_json(stage.model_folder / "model.json")["class_names"])
+    model, task = load_trained(stage, config.task), build_task(config, class_names)
+    names, found = _names(images), list[Prediction]()
+
+    def records() -> Iterator[tuple[str, tuple[int, int], Boxes | NDArray[np.uint8]]]:
+        for outcome in label_images(config, task, model, images, np.arange(len(images)), None, runtime):
+            if not isinstance(outcome, Prediction):
+                console.print(f"Skipped: {outcome.reason}")
+                continue
+            name, content = names[outcome.image_id], _content(outcome)
+            if output.pictures is not None:
+                picture = Image.fromarray(decode(images.path(outcome.image_id), config.data).pixels)
+                path = output.pictures / f"{name}.jpg"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                output.draw(picture, content, class_names).save(path, quality=90)
+            found.append(replace(outcome, mask=None, levels=None))
+            yield name, outcome.size, content
+
+    rest = records()
+    if (first := next(rest, None)) is not None:
+        output.write(output.place, chain([first], rest), class_names)
+    return found
 
 
 def _names(images: Index) -> list[str]:
@@ -100,22 +121,6 @@ def _names(images: Index) -> list[str]:
     paths = [str(images.path(row)) for row in range(len(images))]
     above = os.path.commonpath([os.path.dirname(path) for path in paths])
     return [os.path.relpath(path, above) for path in paths]
-
-
-def _write_pictures(
-    folder: Path,
-    images: Index,
-    names: list[str],
-    found: list[Prediction],
-    draw: Callable[..., Image.Image],
-    class_names: tuple[str, ...],
-    config: RunConfig,
-) -> None:
-    for prediction in found:
-        path = folder / f"{names[prediction.image_id]}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture = Image.fromarray(decode(images.path(prediction.image_id), config.data).pixels)
-        draw(picture, _content(prediction), class_names).save(path, quality=90)
 
 
 DRAW: dict[Annotation, Callable[..., Image.Image]] = {"boxes": draw_boxes, "masks": draw_mask}
