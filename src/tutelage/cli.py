@@ -23,7 +23,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     help="Self-training for object detection and segmentation: a few labeled images and many unlabeled ones in; a "
-    "better model and an honest report out. Anything in the config can be set with `key=value` at the end of a command.",
+    "better model and an honest report out. Anything in the config can be set with `key=value` at the end of a "
+    "command.",
 )
 
 Labeled = Annotated[list[str], typer.Option("--labeled", help="labeled data; may be given several times")]
