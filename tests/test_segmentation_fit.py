@@ -113,6 +113,30 @@ def test_evaluate_gives_the_figures_of_the_fit_and_other_sizes_others(
     assert pixels == [24 * 64 * 64, 24 * 32 * 32]
 
 
+def test_a_source_with_splits_is_measured_on_its_test_split_and_kept_out_of_the_pool(
+    finished_masks: Path, scenes: Path, tmp_path: Path
+) -> None:
+    for split in ("labeled", "test"):
+        for kind in ("images", "masks"):
+            target = tmp_path / "set" / kind / ("train" if split == "labeled" else split)
+            shutil.copytree(scenes / split / kind, target)
+    shutil.copy(scenes / "test" / "classes.json", tmp_path / "set")
+    found = tutelage.evaluate(
+        finished_masks, test=tmp_path / "set", out=tmp_path / "found", device="cpu", overrides=QUICK
+    )
+    given = record_of(finished_masks)[record_of(finished_masks)["recommended"]]["metrics"]
+    assert found["metrics"]["miou"] == given["miou"], "the test images, not the first split"
+    stored = tutelage.label(
+        finished_masks,
+        unlabeled=tmp_path / "set" / "images" / "test",
+        test=tmp_path / "set",
+        out=tmp_path / "store",
+        device="cpu",
+        overrides=(*QUICK, "label.part_size=32"),
+    )
+    assert stored["counts"]["leaks"] == 24 and stored["counts"]["labeled"] == 0
+
+
 @pytest.mark.parametrize(("format", "place"), [("png", "masks"), ("coco", "masks.json")])
 def test_exported_pseudo_labels_are_labels_again(
     finished_masks: Path, scenes: Path, tmp_path: Path, format: str, place: str

@@ -117,7 +117,7 @@ def _open_parts(sources: SourcesConfig, data: DataConfig, annotations_only: bool
     offered = [locate(name, annotation=annotation) for name in sources.labeled]
     notes: list[str] = []
     chosen = {
-        role: [of_split(name, _split_for(name, role, annotation)) for name in given]
+        role: [of_split(name, split_for(name, role, annotation)) for name in given]
         if given
         else _offered(offered, role, notes)
         for role, given in (("val", sources.val), ("test", sources.test))
@@ -131,7 +131,7 @@ def _open_parts(sources: SourcesConfig, data: DataConfig, annotations_only: bool
     )
 
 
-def _split_for(source: str, role: str, annotation: Annotation) -> str:
+def split_for(source: str, role: str, annotation: Annotation) -> str:
     """The split of a source that was named for a role: the role's, else the other held-out one."""
     found = locate(source, annotation=annotation)
     return next((split for split in (role, "test", "val") if split in found), "train")

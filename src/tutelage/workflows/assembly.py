@@ -12,6 +12,7 @@ from tutelage.data.index import Index
 from tutelage.data.joining import join
 from tutelage.data.pseudo import open_store
 from tutelage.data.readers import open_index
+from tutelage.data.sources import split_for
 from tutelage.data.writers import write_coco, write_coco_masks, write_mask_folder, write_voc, write_yolo
 from tutelage.files import read_json
 from tutelage.models.init import load_model, read_card
@@ -106,16 +107,22 @@ def _require_fitting_store(pseudo: Stage, prepared: Prepared) -> None:
 
 
 def open_all(sources: tuple[str, ...], config: RunConfig, *, unlabeled: bool = False) -> Index | None:
-    """The data sets of one option as one; None where none was given. A pool (`unlabeled`) may be plain images."""
+    """The data sets of one option as one; None where none was given.
+
+    Args:
+        sources: files and folders.
+        config: how to read them.
+        unlabeled: a pool, which may be plain images; else a test set: of a source with splits that one, as in `fit`.
+    """
     if not sources:
         return None
     images, annotation = config.sources.images, TASKS[config.task].annotation
-    return join(
-        [
-            open_index(source, config.data, images=images, unlabeled=unlabeled, annotation=annotation)
-            for source in sources
-        ]
-    )
+
+    def opened(source: str) -> Index:
+        split = "train" if unlabeled else split_for(source, "test", annotation)
+        return open_index(source, config.data, images=images, unlabeled=unlabeled, split=split, annotation=annotation)
+
+    return join([opened(source) for source in sources])
 
 
 def load_trained(stage: Stage, task: str) -> Network:
