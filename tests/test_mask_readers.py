@@ -15,8 +15,8 @@ from tutelage.config import DataConfig, SourcesConfig
 from tutelage.data.index import Index, cache_folder
 from tutelage.data.masks import read_mask
 from tutelage.data.readers import locate, open_index
-from tutelage.data.readers.mask_classes import read_class_file
-from tutelage.data.readers.mask_scan import scan_codes
+from tutelage.data.readers.masks.classes import read_class_file
+from tutelage.data.readers.masks.scan import scan_codes
 from tutelage.data.sources import open_sources
 from tutelage.data.writers import write_mask_folder
 from tutelage.types import IGNORE, InputError

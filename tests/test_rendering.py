@@ -14,9 +14,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from tutelage.config import DataConfig
-from tutelage.data.readers.regions import Rendered, coco_regions, yolo_regions
+from tutelage.data.readers.outlines.rasterizing import polygon_spans, rasterize
+from tutelage.data.readers.outlines.reading import Rendered, coco_regions, yolo_regions
 from tutelage.data.readers.source import Source
-from tutelage.data.rendering import paint, polygon_spans
 from tutelage.data.rle import (
     Counts,
     box_of,
@@ -86,7 +86,7 @@ def test_runs_of_any_mask_equal_pycocotools(pixels: list[int], height: int) -> N
     assert np.repeat(np.arange(len(counts)) % 2, counts).tolist() == mask.ravel(order="F").tolist()
     assert text_of(spans, mask.size) == encoded["counts"]
     assert spans.tolist() == dict(class_spans(mask)).get(1, np.zeros((0, 2))).tolist()
-    assert (paint([(1, spans)], mask.shape, uncovered=0) == mask).all()
+    assert (rasterize([(1, spans)], mask.shape, uncovered=0) == mask).all()
     assert box_of(spans, height) == coco_mask.toBbox(encoded).tolist()
 
 
@@ -115,9 +115,9 @@ def test_painting_goes_from_large_to_small() -> None:
     expected = np.full((20, 30), IGNORE)
     for label in (1, 3, 2, 0, 4):
         expected[masks[label]] = label
-    assert (paint(outlines, (20, 30)) == expected).all()
+    assert (rasterize(outlines, (20, 30)) == expected).all()
     same = [(label, spans) for label in (5, 6) for spans in [outlines[0][1]]]
-    assert set(np.unique(paint(same, (20, 30), uncovered=9))) == {6, 9}  # of equal ones the later lies on top
+    assert set(np.unique(rasterize(same, (20, 30), uncovered=9))) == {6, 9}  # of equal ones the later lies on top
 
 
 def coco(folder: Path, *annotations: dict[str, Any], size: tuple[int, int] = (10, 12), **changes: Any) -> Source:

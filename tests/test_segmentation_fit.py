@@ -100,6 +100,21 @@ def test_nothing_above_the_threshold_stops_before_the_student(scenes: Path, tmp_
     assert not list(out.glob("stages/student-1-*")) and not list(out.glob("stages/control-1-*"))
 
 
+@pytest.mark.parametrize(
+    ("limits", "message"), [("{crss: 0.4}", "unknown class 'crss'.*mean 'cross'"), ("{cross: 0.4}", "no threshold for")]
+)
+def test_thresholds_of_other_classes_are_refused_before_any_work(
+    finished_masks: Path, scenes: Path, tmp_path: Path, limits: str, message: str
+) -> None:
+    changed = (*TINY, f"pseudo.score_threshold={limits}")
+    with pytest.raises(InputError, match=message):
+        tutelage.fit(**mask_arguments(scenes, tmp_path / "run", overrides=changed))
+    pool = scenes / "pool" / "images"
+    with pytest.raises(InputError, match=message):
+        tutelage.label(finished_masks, unlabeled=pool, out=tmp_path / "store", device="cpu", overrides=changed[-1:])
+    assert not list(tmp_path.glob("*/stages/teacher-*")) and not list(tmp_path.glob("store/part-*"))
+
+
 def test_evaluate_gives_the_figures_of_the_fit_and_other_sizes_others(
     finished_masks: Path, scenes: Path, tmp_path: Path
 ) -> None:

@@ -147,7 +147,7 @@ def whisker_figure(whiskers: Sequence[Whisker], *, title: str, xlabel: str) -> s
             axes.plot([whisker.low, whisker.high], [row, row], color=color, linewidth=1.8, solid_capstyle="butt")
             face = color if whisker.shown else "none"
             axes.plot([whisker.mean], [row], "o", markersize=6, color=color, markerfacecolor=face, markeredgewidth=1.4)
-        reach = max((abs(end) for whisker in whiskers for end in (whisker.low, whisker.high)), default=1.0)
+        reach = max((abs(end) for whisker in whiskers for end in (whisker.low, whisker.high)), default=0.0) or 1.0
         low = min((whisker.low for whisker in whiskers), default=-1.0)
         axes.set_xlim(min(low, -0.15 * reach) - 0.05 * reach, reach * 1.08)
         axes.set_ylim(len(whiskers) - 0.5, -0.5)

@@ -16,14 +16,14 @@ from tutelage.data.duplicates import HashBook
 from tutelage.data.index import Index
 from tutelage.data.joining import join
 from tutelage.data.loader import evaluation_batches
-from tutelage.data.pseudo import Leak, Manifest, PseudoStore, StoreWriter, open_store, store_index
+from tutelage.data.pseudo import Leak, Manifest, PseudoStore, StoreWriter, open_store, score_limits, store_index
 from tutelage.engine.guard import device_batch
 from tutelage.engine.progress import Progress
 from tutelage.engine.runtime import Runtime, launch
 from tutelage.files import read_json
 from tutelage.tasks.table import TASKS, build_task
 from tutelage.tasks.task import Task
-from tutelage.types import Annotation, Batch, Boxes, Prediction, Skipped
+from tutelage.types import IGNORE, Annotation, Batch, Boxes, Prediction, Skipped
 from tutelage.workflows.assembly import PSEUDO_LABELS, load_trained, open_all, open_model, require_format
 from tutelage.workflows.options import Paths, require_sources
 from tutelage.workflows.stages import Place, Stage, console, run_stage
@@ -73,12 +73,13 @@ def label(
     annotation = TASKS[config.task].annotation
     if export:
         require_format("--export", export, PSEUDO_LABELS, annotation)
+    class_names = tuple(read_json(teacher.model_folder / "model.json")["class_names"])
+    score_limits(config.pseudo, class_names)  # refused before the pool is labeled
     place = Place(out, own_files=STORE_FILES)
     place.prepare(overwrite=overwrite)
     pool = open_all(config.sources.unlabeled, config, unlabeled=True)
     kept_out = open_all(config.sources.test, config)
     assert pool is not None, "require_sources has seen to it"
-    class_names = tuple(read_json(teacher.model_folder / "model.json")["class_names"])
     pool = pool.with_classes(class_names)  # as fit opens it, so that the store enters one
     held_out = () if kept_out is None else (kept_out.with_classes(class_names),)
     stage = launch(config.runtime, _label_alone, place, config, teacher, pool, held_out)
@@ -100,7 +101,9 @@ def _box_records(store: PseudoStore, pool: Index, pseudo: PseudoConfig) -> Itera
 def _mask_records(
     store: PseudoStore, pool: Index, pseudo: PseudoConfig
 ) -> Iterator[tuple[str, Size, NDArray[np.uint8]]]:
-    return ((one.path, one.size, one.mask) for one in store.masks(store.usable_rows(), pseudo))
+    for one in store.masks(store.usable_rows(), pseudo):
+        if pseudo.empty != "drop" or (one.mask != IGNORE).any():
+            yield one.path, one.size, one.mask
 
 
 RECORDS: dict[Annotation, Callable[[PseudoStore, Index, PseudoConfig], Iterator[Any]]] = {

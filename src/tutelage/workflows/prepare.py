@@ -12,6 +12,7 @@ from tutelage.config import DataConfig, RunConfig
 from tutelage.data.check import CheckReport, check_sets
 from tutelage.data.duplicates import near_duplicate_groups
 from tutelage.data.index import Index
+from tutelage.data.pseudo import score_limits
 from tutelage.data.sources import DataSets, open_sources
 from tutelage.data.splits import group_ids, merge_groups
 from tutelage.tasks.table import TASKS
@@ -48,11 +49,13 @@ def prepare(config: RunConfig) -> Prepared:
     """Opens and checks the data; labeled images that are also in test or val are taken out.
 
     Raises:
-        InputError: from readers and check; or no labeled image is left.
+        InputError: from readers and check; no labeled image is left; or thresholds that are not of the classes.
     """
     groups = partial(near_duplicate_groups, data=config.data)
     annotation = TASKS[config.task].annotation
     sets = open_sources(config.sources, config.data, seed=config.seed, groups=groups, annotation=annotation)
+    if sets.pool is not None:
+        score_limits(config.pseudo, sets.labeled.class_names)  # refused here, not once the pool is labeled
     report = check_sets(sets, config.data, seed=config.seed)
     if len(report.leaked_rows):
         keep = np.setdiff1d(np.arange(len(sets.labeled)), report.leaked_rows)

@@ -10,7 +10,7 @@ from pathlib import Path
 from tutelage.data.images import is_image
 from tutelage.data.readers import openimages, voc, yolo
 from tutelage.data.readers.coco import foreign_json
-from tutelage.data.readers.mask_folders import mask_sources, paired_folder, sources_of_mask_yaml, voc_list
+from tutelage.data.readers.masks.layouts import mask_sources, paired_folder, sources_of_mask_yaml, voc_list
 from tutelage.data.readers.source import (
     SPLITS,
     Source,

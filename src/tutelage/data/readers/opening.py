@@ -25,11 +25,11 @@ from tutelage.data.index import (
 from tutelage.data.joining import join
 from tutelage.data.readers.boxes import check_boxes
 from tutelage.data.readers.coco import read_coco
-from tutelage.data.readers.drawn import OUTLINES, draw_masks, images_only
 from tutelage.data.readers.folders import read_class_folders, read_folder, read_list
 from tutelage.data.readers.locate import locate
-from tutelage.data.readers.masks import MASK_FORMATS, class_files, read_masks
+from tutelage.data.readers.masks.reading import MASK_FORMATS, class_files, read_masks
 from tutelage.data.readers.openimages import read_openimages
+from tutelage.data.readers.outlines.drawing import OUTLINES, draw_masks, images_only
 from tutelage.data.readers.source import Columns, Source, first_five, is_image_name, walk_files
 from tutelage.data.readers.voc import read_voc
 from tutelage.data.readers.yolo import label_folder, name_files, read_yolo

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from tutelage.data.masks import Kind, MaskCoding, code_name
-from tutelage.data.readers.mask_classes import MaskClasses
-from tutelage.data.readers.mask_scan import GRAY, Scan
+from tutelage.data.readers.masks.classes import MaskClasses
+from tutelage.data.readers.masks.scan import GRAY, Scan
 from tutelage.data.readers.source import Source
 from tutelage.types import InputError
 

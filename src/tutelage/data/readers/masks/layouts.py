@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from tutelage.data.readers.mask_pairs import BESIDE, mask_base
+from tutelage.data.readers.masks.pairs import BESIDE, mask_base
 from tutelage.data.readers.source import SPLITS, Source, is_image_name, read_text, split_named, walk_files
 from tutelage.types import InputError
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tutelage.data.readers.mask_classes import Entry
+from tutelage.data.readers.masks.classes import Entry
 
 # Pascal VOC 2012 devkit documentation, sec. 3.1: values 0 to 20, the border between objects is 255
 VOC = (

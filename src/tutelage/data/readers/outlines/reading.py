@@ -22,10 +22,10 @@ from tutelage.data.readers.coco import (
     kind_of,
     parse_coco,
 )
-from tutelage.data.readers.panoptic import Mask, Size, read_panoptic, require_few
+from tutelage.data.readers.outlines.panoptic import Mask, Size, read_panoptic, require_few
+from tutelage.data.readers.outlines.rasterizing import polygon_spans, rasterize
 from tutelage.data.readers.source import Columns, Source, refuse
 from tutelage.data.readers.yolo import class_names, labeled_columns, read_outlines
-from tutelage.data.rendering import paint, polygon_spans
 from tutelage.data.rle import Spans, decode_counts, spans_of, union
 from tutelage.types import IGNORE, InputError
 
@@ -74,7 +74,7 @@ def coco_regions(source: Source, data: DataConfig) -> Rendered:
                 place = f"{source.path}: {columns.place(number)}, {columns.paths[row]}"
                 spans = _spans(annotations[number]["segmentation"], size, place, data)
                 outlines.append((IGNORE if annotations[number].get("iscrowd") else int(labels[number]), spans))
-        return paint(outlines, size, uncovered)
+        return rasterize(outlines, size, uncovered)
 
     return Rendered(_without_boxes(columns), draw)
 
@@ -106,7 +106,7 @@ def yolo_regions(source: Source, data: DataConfig) -> Rendered:
             for line, (label, points) in enumerate(read_outlines(files[row]), 1)
             if len(points) > 2
         ]
-        return paint(outlines, size, uncovered)
+        return rasterize(outlines, size, uncovered)
 
     return Rendered(_without_boxes(columns), draw)
 

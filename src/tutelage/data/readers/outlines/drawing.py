@@ -9,9 +9,9 @@ import numpy as np
 
 from tutelage.config import DataConfig
 from tutelage.data.masks import NOT_SHOWN, MaskCoding, encode_png
-from tutelage.data.readers.mask_scan import in_threads, merged, scan_files
-from tutelage.data.readers.masks import fill_regions
-from tutelage.data.readers.regions import Rendered, coco_regions, yolo_regions
+from tutelage.data.readers.masks.reading import fill_regions
+from tutelage.data.readers.masks.scan import in_threads, merged, scan_files
+from tutelage.data.readers.outlines.reading import Rendered, coco_regions, yolo_regions
 from tutelage.data.readers.source import Columns, Source
 from tutelage.data.storage import written_aside
 from tutelage.types import IGNORE

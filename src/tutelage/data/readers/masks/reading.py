@@ -15,14 +15,14 @@ import numpy as np
 from tutelage.config import DataConfig
 from tutelage.data.images import probe
 from tutelage.data.masks import MAX_CLASSES, NOT_SHOWN, Kind, MaskCoding
-from tutelage.data.readers.mask_classes import (
+from tutelage.data.readers.masks.classes import (
     MaskClasses,
     class_file,
     classes_of,
     given_entries,
     read_class_file,
 )
-from tutelage.data.readers.mask_errors import (
+from tutelage.data.readers.masks.errors import (
     binary_error,
     colors_error,
     palette_error,
@@ -30,9 +30,9 @@ from tutelage.data.readers.mask_errors import (
     unknown_error,
     unnamed_error,
 )
-from tutelage.data.readers.mask_pairs import Pairs, pairs_of_ade20k, pairs_of_folders, pairs_of_list
-from tutelage.data.readers.mask_scan import GRAY, Scan, in_threads, merged, scan_file, scan_files, through_palette
-from tutelage.data.readers.published import published_entries
+from tutelage.data.readers.masks.pairs import Pairs, pairs_of_ade20k, pairs_of_folders, pairs_of_list
+from tutelage.data.readers.masks.published import published_entries
+from tutelage.data.readers.masks.scan import GRAY, Scan, in_threads, merged, scan_file, scan_files, through_palette
 from tutelage.data.readers.source import SPLITS, Columns, MaskColumns, Source
 from tutelage.types import InputError
 

@@ -18,7 +18,11 @@ from tutelage.types import IGNORE
 FINENESS = 5  # steps a pixel of the traced outline: maskApi.c, rleFrPoly
 
 
-def paint(outlines: Sequence[tuple[int, Spans]], size: tuple[int, int], uncovered: int = IGNORE) -> NDArray[np.uint8]:
+def rasterize(
+    outlines: Sequence[tuple[int, Spans]], size: tuple[int, int], uncovered: int = IGNORE
+) -> NDArray[np.uint8]:
+    outlines: Sequence[tuple[int, Spans]], size: tuple[int, int], uncovered: int = IGNORE
+) -> NDArray[np.uint8]:
     """The mask (h, w) of annotations, painted from the largest area to the smallest, equal ones in their order.
 
     So small things stay visible on large ones, whatever the order of the file.

@@ -1,0 +1,1 @@
+"""Masks in files: folders of images and masks, their layouts, classes and codings."""
