@@ -1,7 +1,7 @@
 """Outlines to masks: polygons as cocoapi rasterizes them, and annotations painted over each other into one mask.
 
 Legend: h, w pixels of the mask. Spans are runs of pixels down the columns (data/rle.py), so that areas, unions and the
-order of painting cost no memory by the pixel. Called by readers/regions.py.
+order of painting cost no memory by the pixel. Called by reading.py.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ FINENESS = 5  # steps a pixel of the traced outline: maskApi.c, rleFrPoly
 
 
 def rasterize(
-    outlines: Sequence[tuple[int, Spans]], size: tuple[int, int], uncovered: int = IGNORE
-) -> NDArray[np.uint8]:
     outlines: Sequence[tuple[int, Spans]], size: tuple[int, int], uncovered: int = IGNORE
 ) -> NDArray[np.uint8]:
     """The mask (h, w) of annotations, painted from the largest area to the smallest, equal ones in their order.
