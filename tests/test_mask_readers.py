@@ -93,6 +93,26 @@ def test_parallel_folders_are_paired_by_stem(tmp_path: Path, images: str, masks:
     assert index.description.startswith("mask folder") and "2 images with masks, 3 classes" in index.description
 
 
+@pytest.mark.parametrize("suffix", ["_rgb", "_image", "_sat", "_L", "_mask"])
+def test_endings_that_images_and_masks_share_are_part_of_the_stem(tmp_path: Path, suffix: str) -> None:
+    for stem in ("a", "b"):
+        pair(tmp_path / "images", tmp_path / "masks", stem + suffix)
+    pair(tmp_path / "images", tmp_path / "masks", f"c{suffix}", suffix="_seg")
+    assert files_of(opened(tmp_path)) == [
+        (f"a{suffix}.jpg", f"a{suffix}.png"),
+        (f"b{suffix}.jpg", f"b{suffix}.png"),
+        (f"c{suffix}.jpg", f"c{suffix}_seg.png"),
+    ]
+
+
+@pytest.mark.parametrize("place", ["images/a.tif", "masks/a.bmp"])
+def test_two_files_of_one_stem_are_named(tmp_path: Path, place: str) -> None:
+    pair(tmp_path / "images", tmp_path / "masks", "a")
+    save(tmp_path / place, VALUES)
+    with pytest.raises(InputError, match=r"'a\.\w+' and 'a\.\w+' have one stem"):
+        opened(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("images", "masks"),
     [

@@ -131,14 +131,17 @@ def files_below(folder: Path, suffix: str) -> list[str]:
     return found
 
 
+def image_names(folder: Path) -> list[str]:
+    """Relative paths of the pictures in a tree."""
+    walked = walk_files(folder) if folder.is_dir() else ()
+    return [
+        os.path.join(below, entry.name) for below, entries in walked for entry in entries if is_image_name(entry.name)
+    ]
+
+
 def images_by_stem(folder: Path) -> dict[str, str]:
     """Relative paths of the pictures in a tree, by their path without suffix."""
-    found: dict[str, str] = {}
-    if folder.is_dir():
-        for below, entries in walk_files(folder):
-            names = [os.path.join(below, entry.name) for entry in entries if is_image_name(entry.name)]
-            found.update({os.path.splitext(name)[0]: name for name in names})
-    return found
+    return {os.path.splitext(name)[0]: name for name in image_names(folder)}
 
 
 def first_five(names: Iterable[str]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tutelage.data.readers.source import Source, first_five, images_by_stem, read_text
+from tutelage.data.readers.source import Source, first_five, image_names, images_by_stem, read_text
 from tutelage.types import InputError
 
 MASK_SUFFIXES = (
@@ -61,14 +61,14 @@ def pairs_of_folders(source: Source, images: Path | None) -> Pairs:
         InputError: no mask belongs to an image, or one to none.
     """
     assert source.masks is not None
-    masks = {stem: name for stem, name in images_by_stem(source.masks).items() if not NO_CLASSES.search(stem)}
+    masks = {stem: name for stem, name in _by_stem(source.masks).items() if not NO_CLASSES.search(stem)}
     if images is None:
         return Pairs([_without(MASK_SUFFIXES, stem) + ".jpg" for stem in masks], list(masks.values()))
-    pictures = images_by_stem(images)
+    pictures = _by_stem(images)
     if images == source.masks:
         masks = {stem: name for stem, name in masks.items() if mask_base(stem, pictures, BESIDE)}
         pictures = {s: name for s, name in pictures.items() if s not in masks and not NO_CLASSES.search(s)}
-    stems = {_without(IMAGE_SUFFIXES, stem): stem for stem in pictures}
+    stems = {_without(IMAGE_SUFFIXES, stem): stem for stem in pictures} | {stem: stem for stem in pictures}
     found, lone = _matched(masks, stems)
     if not found and len(names := {os.path.basename(key): stem for key, stem in stems.items()}) == len(stems):
         # one of both trees is flat
@@ -109,6 +109,20 @@ def pairs_of_ade20k(source: Source, images: Path) -> Pairs:
     paired = [stem for stem in stems if f"{stem}_seg" in files]
     bare = [files[stem] for stem in stems if f"{stem}_seg" not in files]
     return Pairs([files[stem] for stem in paired], [files[f"{stem}_seg"] for stem in paired], bare)
+
+
+def _by_stem(folder: Path) -> dict[str, str]:
+    """Relative paths of the pictures in a tree by their stems, which must differ."""
+    found: dict[str, str] = {}
+    for name in image_names(folder):
+        stem = os.path.splitext(name)[0]
+        if stem in found:
+            raise InputError(
+                f"{folder}: {found[stem]!r} and {name!r} have one stem, by which images and masks are matched. Rename "
+                "or remove one."
+            )
+        found[stem] = name
+    return found
 
 
 def _without(suffixes: Sequence[str], stem: str) -> str:
