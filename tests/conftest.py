@@ -1,8 +1,9 @@
 """Shared fixtures: an isolated cache and the place of the real data sets."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -38,20 +39,20 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def finished(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def finished(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished tiny fit with a selection split."""
-    out = tmp_path_factory.mktemp("run") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TUTELAGE_CACHE", str(tmp_path_factory.mktemp("cache")))
-        tutelage.fit(**arguments(scenes, out, val=annotation(scenes, "val")))
-    yield out
+    return fitted(tmp_path_factory, lambda out: arguments(scenes, out, val=annotation(scenes, "val")))
 
 
 @pytest.fixture(scope="session")
-def finished_masks(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def finished_masks(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished tiny segmentation fit with a selection split."""
-    out = tmp_path_factory.mktemp("run") / "run"
+    return fitted(tmp_path_factory, lambda out: mask_arguments(scenes, out, val=masks(scenes, "val")))
+
+
+def fitted(factory: pytest.TempPathFactory, arguments_for: Callable[[Path], dict[str, Any]]) -> Path:
+    out = factory.mktemp("run") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TUTELAGE_CACHE", str(tmp_path_factory.mktemp("cache")))
-        tutelage.fit(**mask_arguments(scenes, out, val=masks(scenes, "val")))
-    yield out
+        patch.setenv("TUTELAGE_CACHE", str(factory.mktemp("cache")))
+        tutelage.fit(**arguments_for(out))
+    return out

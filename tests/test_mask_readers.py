@@ -540,6 +540,22 @@ def test_masks_without_any_label_are_counted(tmp_path: Path) -> None:
     assert len(index) == 2 and index.labels_per_image()[0].tolist() == [0, 3, 3]
 
 
+@pytest.mark.parametrize(
+    "names",
+    [("0=road", "roof", "tree"), ("0=road", "1=roof", "2="), ("0=road", "#00C800=roof"), ("road", "#00C800=roof")],
+)
+def test_names_are_given_in_one_way(tmp_path: Path, names: tuple[str, ...]) -> None:
+    pair(tmp_path / "images", tmp_path / "masks", "a")
+    with pytest.raises(InputError, match=r"data\.classes: .* are written in two ways; all must be VALUE=name"):
+        opened(tmp_path, DataConfig(classes=names))
+
+
+def test_a_name_may_begin_with_a_number(tmp_path: Path) -> None:
+    pair(tmp_path / "images", tmp_path / "masks", "a")
+    names = ("2 lanes", "roof = flat", "tree")
+    assert opened(tmp_path, DataConfig(classes=names)).class_names == names
+
+
 def test_many_values_of_no_class_hint_at_smoothing(tmp_path: Path) -> None:
     pair(tmp_path / "images", tmp_path / "masks", "a", np.arange(100, dtype=np.uint8).reshape(10, 10))
     with pytest.raises(InputError, match=r"and 85 more of all pixels.*smooth resizing"):

@@ -115,6 +115,16 @@ def test_thresholds_of_other_classes_are_refused_before_any_work(
     assert not list(tmp_path.glob("*/stages/teacher-*")) and not list(tmp_path.glob("store/part-*"))
 
 
+def test_a_test_set_without_any_class_of_the_model_is_refused(
+    finished_masks: Path, scenes: Path, tmp_path: Path
+) -> None:
+    foreign = ("data.classes=[a, b, c, d, e]", *QUICK)
+    with pytest.raises(InputError, match="--test: no class is one of the model's: it has .*, the data a, b, c, d, e"):
+        tutelage.evaluate(
+            finished_masks, test=masks(scenes, "test"), out=tmp_path / "out", device="cpu", overrides=foreign
+        )
+
+
 def test_evaluate_gives_the_figures_of_the_fit_and_other_sizes_others(
     finished_masks: Path, scenes: Path, tmp_path: Path
 ) -> None:

@@ -52,19 +52,26 @@ class Normalize(nn.Module):
         return (images.to(self.mean.dtype) - mean).mul_(scale).mul_(covered)
 
 
-class RetinaNet(nn.Module):
-    """Backbone, feature pyramid and head (arXiv:1708.02002)."""
-
-    kind: ClassVar[str] = "detector"
+class PyramidNetwork(nn.Module):
+    """What detector and segmenter have in common: pixel statistics, backbone and feature pyramid."""
 
     def __init__(self, config: ModelConfig, num_classes: int) -> None:
         super().__init__()
         self.config = config
         self.num_classes = num_classes
-        self.levels = tuple(range(config.min_level, config.max_level + 1))
         self.normalize = Normalize()
         self.backbone = _backbone_of(config)
         self.pyramid = PYRAMIDS[config.pyramid](self.backbone.channels, config)
+
+
+class RetinaNet(PyramidNetwork):
+    """Backbone, feature pyramid and head (arXiv:1708.02002)."""
+
+    kind: ClassVar[str] = "detector"
+
+    def __init__(self, config: ModelConfig, num_classes: int) -> None:
+        super().__init__(config, num_classes)
+        self.levels = tuple(range(config.min_level, config.max_level + 1))
         self.head = RetinaNetHead(config, num_classes, len(self.levels))
 
     def forward(self, images: Tensor, valid: Tensor) -> DetectionOutputs:
@@ -76,18 +83,13 @@ class RetinaNet(nn.Module):
         return DetectionOutputs(*self.head(self.pyramid(self.backbone(normalized))))
 
 
-class Segmenter(nn.Module):
+class Segmenter(PyramidNetwork):
     """Backbone, feature pyramid, and a head on its levels fused at stride 4 (arXiv:2006.06882, sec. 3.2)."""
 
     kind: ClassVar[str] = "segmenter"
 
     def __init__(self, config: ModelConfig, num_classes: int) -> None:
-        super().__init__()
-        self.config = config
-        self.num_classes = num_classes
-        self.normalize = Normalize()
-        self.backbone = _backbone_of(config)
-        self.pyramid = PYRAMIDS[config.pyramid](self.backbone.channels, config)
+        super().__init__(config, num_classes)
         self.head = SegmentationHead(config, num_classes)
 
     def forward(self, images: Tensor, valid: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ LIST_KEYS = ("classes", "labels", "names", "categories", "label_map")
 NAME_KEYS = ("name", "title", "readable", "class", "class_name", "label", "category")
 VALUE_KEYS = ("index", "idx", "value", "pixel value", "id")
 COLOR_KEYS = ("color", "colour", "color_hex_code", "hex", "rgb")
+ASSIGNED = re.compile(r"\s*(#?)\w*\s*=")  # "7=", "#FF0000 ="
 STATED = re.compile(r"(#[0-9A-Fa-f]{6}|\d+)\s*[=:,\t ]\s*(\S.*)")  # "7 = road", "#FF0000=road"
 CVAT = re.compile(r"([^:#]+):(\d+,\d+,\d+)?:[^:]*:.*")  # CVAT's labelmap.txt: label:r,g,b:parts:actions
 COLORED = re.compile(r"(\d+)\s+(\d+)\s+(\d+)\s+(\S.*)")  # CamVid's label_colors.txt: r g b name
@@ -111,6 +112,7 @@ def given_entries(given: tuple[str, ...] | str) -> tuple[list[Entry], list[int |
         InputError: the file does not exist or cannot be understood.
     """
     if not isinstance(given, str):
+        _require_one_way(given)
         return _of_lines(list(given)), [], "data.classes"
     path = Path(given).expanduser()
     if not path.is_file():
@@ -119,6 +121,17 @@ def given_entries(given: tuple[str, ...] | str) -> tuple[list[Entry], list[int |
             "roof]'. Mend it."
         )
     return *read_class_file(path), str(path)
+
+
+def _require_one_way(given: Sequence[str]) -> None:
+    """Refuses names with values beside others with colors or with neither (`InputError`)."""
+    assigned = [match[1] if (match := ASSIGNED.match(name)) and STATED.fullmatch(name) else None for name in given]
+    if len(set(assigned)) > 1:
+        first = next(name for name, kind in zip(given, assigned, strict=True) if kind != assigned[0])
+        raise InputError(
+            f"data.classes: {given[0]!r} and {first!r} are written in two ways; all must be VALUE=name, all "
+            "#RRGGBB=name, or all names alone. Change one of them."
+        )
 
 
 def class_file(folders: Iterable[Path]) -> Path | None:
