@@ -119,7 +119,7 @@ def test_a_test_set_without_any_class_of_the_model_is_refused(
     finished_masks: Path, scenes: Path, tmp_path: Path
 ) -> None:
     foreign = ("data.classes=[a, b, c, d, e]", *QUICK)
-    with pytest.raises(InputError, match="--test: no class is one of the model's: it has .*, the data a, b, c, d, e"):
+    with pytest.raises(InputError, match=r"--test: no class is one of the model's: it has .*, the data a, b, c, d, e"):
         tutelage.evaluate(
             finished_masks, test=masks(scenes, "test"), out=tmp_path / "out", device="cpu", overrides=foreign
         )
