@@ -244,5 +244,4 @@ def fill_regions(
     columns.labels = np.concatenate([r.codes[part] for r, part in zip(regions, shown, strict=True)])
     columns.xyxy = np.concatenate([r.hulls[part] for r, part in zip(regions, shown, strict=True)]).astype(np.float64)
     columns.area = np.concatenate([r.pixels[part] for r, part in zip(regions, shown, strict=True)]).astype(np.float64)
-    columns.counts["masks without any labeled pixel"] = sum(not part.any() for part in shown)
     columns.masks = MaskColumns(masks, coding, np.array([region.digest for region in regions], np.uint64))
