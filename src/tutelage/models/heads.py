@@ -72,8 +72,11 @@ class SegmentationHead(nn.Module):
         self.min_level = config.min_level
         self.tower = Tower(config, num_levels=1)
         self.class_predictor = nn.Conv2d(self.tower.width, num_classes, 1)
-        nn.init.normal_(self.class_predictor.weight, std=0.01)
         nn.init.zeros_(self.class_predictor.bias)  # type: ignore[arg-type]
+        # The TPU code's 0.01 is meant for 256 channels; with fewer the outputs keep their variance, and the steps of
+        # AdamW, whose length does not follow the weights, stay small beside them.
+        for conv in (*self.tower.convs, self.class_predictor):
+            nn.init.normal_(conv.weight, std=0.01 * math.sqrt(256 / conv.in_channels))
 
     def forward(self, levels: list[Tensor]) -> Tensor:
         """Logits (B, K, H_2, W_2), H_2 x W_2 being the canvas at stride 4."""
