@@ -107,7 +107,7 @@ def test_how_the_head_starts(width: int, deviation: float) -> None:
     assert [conv.kernel_size for conv in head.tower.convs] == [(3, 3)] * 3
     assert head.class_predictor.kernel_size == (1, 1)
     for conv in (*head.tower.convs, head.class_predictor):
-        assert float(conv.weight.std()) == pytest.approx(deviation, rel=0.2) and (conv.bias == 0).all()
+        assert float(conv.weight.detach().std()) == pytest.approx(deviation, rel=0.2) and (conv.bias == 0).all()
     assert sum(isinstance(module, nn.BatchNorm2d) for module in head.modules()) == 3
 
 
