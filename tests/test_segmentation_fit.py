@@ -241,6 +241,17 @@ def test_predicted_masks_are_not_kept_once_they_are_written(
     assert len(alive) == 2 and alive[1] <= 2, "of 16 in the first batch"
 
 
+def test_predict_takes_every_split_of_a_folder_once(finished_masks: Path, scenes: Path, tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for kind in ("images", "masks"):
+            shutil.copytree(
+                scenes / ("labeled" if split == "train" else "pool") / kind, tmp_path / "set" / kind / split
+            )
+    shutil.copy(scenes / "labeled" / "classes.json", tmp_path / "set")
+    given = [tmp_path / "set", tmp_path / "set" / "images" / "train"]
+    assert len(tutelage.predict(finished_masks, given, out=tmp_path / "out", device="cpu")) == 28
+
+
 def test_train_one_model_and_a_student_of_a_store(finished_masks: Path, scenes: Path, tmp_path: Path) -> None:
     record = record_of(finished_masks)
     stages = {name: finished_masks / path for name, path in record["stages"].items()}

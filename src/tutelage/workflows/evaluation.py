@@ -74,6 +74,8 @@ def evaluate(
             f"--test: no class is one of the model's: it has {', '.join(card['class_names'][:10])}, the data "
             f"{', '.join(sets.class_names[:10])}. Make the names equal, or give other data."
         )
+    if others := [name for name in sets.class_names if name not in card["class_names"]]:
+        console.print(f"[yellow]--test: left out are {', '.join(others)}, which the model does not know.[/]")
     index = sets.with_classes(tuple(card["class_names"]))
     task = build_task(config, index.class_names)
     groups = merge_groups(group_ids(index, config.data.group), near_duplicate_groups(index, config.data))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,12 +16,14 @@ from PIL import Image
 from tutelage.config import RunConfig
 from tutelage.data.images import decode
 from tutelage.data.index import Index
+from tutelage.data.joining import join
+from tutelage.data.readers import locate, open_source
 from tutelage.data.sheets import draw_boxes, draw_mask
 from tutelage.engine.runtime import Runtime, launch
 from tutelage.files import read_json
 from tutelage.tasks.table import TASKS, build_task
 from tutelage.types import Annotation, Boxes, InputError, Prediction
-from tutelage.workflows.assembly import PREDICTIONS, load_trained, open_all, open_model, require_format
+from tutelage.workflows.assembly import PREDICTIONS, load_trained, open_model, require_format
 from tutelage.workflows.labeling import label_images
 from tutelage.workflows.options import Paths
 from tutelage.workflows.stages import Stage, console
@@ -65,8 +68,7 @@ def predict(
     annotation = TASKS[config.task].annotation
     format = format or next(iter(PREDICTIONS[annotation]))
     require_format("--format", format, PREDICTIONS, annotation)
-    images = open_all(config.sources.unlabeled, config, unlabeled=True)
-    assert images is not None, "at least one input is required"
+    images = _open_inputs(config, annotation)
     write, name = PREDICTIONS[annotation][format]
     output = Output(Path(out) / name, write, Path(out) / "pictures" if pictures else None, DRAW[annotation])
     found = launch(config.runtime, _predict, config, stage, images, output)
@@ -75,6 +77,19 @@ def predict(
     written = f"{annotation.capitalize()}: {output.place}"
     console.print(f"{len(found)} images, {len(images) - len(found)} skipped. {written}")
     return found
+
+
+def _open_inputs(config: RunConfig, annotation: Annotation) -> Index:
+    """All images of the inputs, of every split where they have some, each once."""
+    sources = [
+        source
+        for given in config.sources.unlabeled
+        for source in locate(given, unlabeled=True, annotation=annotation).values()
+    ]
+    options: dict[str, Any] = {"images": "", "unlabeled": True, "annotations_only": False, "annotation": annotation}
+    images = join([open_source(source, config.data, **options).index for source in sources])
+    first = {images.path(row): row for row in reversed(range(len(images)))}
+    return images.select(np.sort(list(first.values())))
 
 
 @dataclass(frozen=True)
