@@ -33,7 +33,7 @@ class Scenes:
 
 DEMOS = {
     "detection": Scenes(labeled=20, pool=1500, test=400, annotations="scenes.json"),
-    "segmentation": Scenes(labeled=20, pool=1000, test=300, annotations="masks"),
+    "segmentation": Scenes(labeled=60, pool=1000, test=300, annotations="masks"),
 }
 
 
