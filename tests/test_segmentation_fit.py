@@ -36,7 +36,7 @@ def test_a_fit_leaves_record_model_report_and_stages(finished_masks: Path) -> No
     assert list(record["student"]["metrics"]["per_class"]) == record["class_names"]
     assert record["pseudo"]["counts"]["pixels"] == 20 * 64 * 64
     page = (finished_masks / "report.html").read_text()
-    assert record["verdict"].split(" (")[0] in page and "mIoU" in page
+    assert record["verdict"].split(" by ")[0].split(" (")[0] in page and "mIoU" in page
     for name in ("student_minus_control", "student_minus_teacher", "control_minus_teacher"):
         difference = record["differences"][name]
         assert difference["metric"] == "miou" and difference["low"] <= difference["mean"] <= difference["high"]
