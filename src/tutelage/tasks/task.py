@@ -94,11 +94,6 @@ class Task(Trainable, Protocol):
         ...
 
     @property
-    def metrics_shown(self) -> tuple[str, ...]:
-        """Names of the figures, the headline first."""
-        ...
-
-    @property
     def class_metric(self) -> str:
         """The figure that classes are compared by."""
         ...

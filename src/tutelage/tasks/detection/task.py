@@ -45,7 +45,6 @@ class DetectionTask:
     """RetinaNet detection of the named classes."""
 
     annotation: ClassVar[Annotation] = "boxes"
-    metrics_shown: ClassVar[tuple[str, ...]] = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
     class_metric: ClassVar[str] = "ap"
 
     model: ModelConfig

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tutelage.config import METRICS_OF_TASK, DataConfig, EvalConfig, LabelConfig, ModelConfig, RunConfig
+from tutelage.config import DataConfig, EvalConfig, LabelConfig, ModelConfig, RunConfig
 from tutelage.data.index import Index
 from tutelage.models.model import MASK_STRIDE, Segmenter, build_segmenter, canvas_stride
 from tutelage.tasks.metrics import Confusions
@@ -38,7 +38,6 @@ class SegmentationTask:
     """A class of the named ones for every pixel."""
 
     annotation: ClassVar[Annotation] = "masks"
-    metrics_shown: ClassVar[tuple[str, ...]] = METRICS_OF_TASK["segmentation"]
     class_metric: ClassVar[str] = "iou"
 
     model: ModelConfig
