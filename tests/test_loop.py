@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from tutelage.config import DataConfig, ModelConfig, PostprocessConfig, StudentC
 from tutelage.data.demo import draw_scenes
 from tutelage.data.loader import train_batches
 from tutelage.data.readers import open_index
-from tutelage.engine.loop import Interrupted, Training
+from tutelage.engine.loop import Interrupted, Stream, Training
 from tutelage.engine.objectives import Student
 from tutelage.engine.runtime import Runtime
 from tutelage.tasks.detection import DetectionTask
@@ -80,7 +81,8 @@ def test_training_learns_and_logs(tmp_path: Path) -> None:
     fixed = [toy_batch(1)]
     training = training_in(tmp_path, method="supervised", num_steps=120)
     config = training.config.model_copy(update={"clip_norm": 0.0, "warmup_steps": 0})
-    same_batch = replace(training, config=config, open_stream=lambda *_, num_steps, **__: iter([fixed] * num_steps))
+    stream = replace(training.streams["labeled"], batches=lambda *_, num_steps, **__: iter([fixed] * num_steps))
+    same_batch = replace(training, config=config, streams={"labeled": stream})
     result = run(same_batch, CPU.model_copy(update={"log_every": 40}))
     lines = log_of(tmp_path)
     assert [line["step"] for line in lines] == [40, 80, 120]
@@ -147,10 +149,12 @@ def test_detectors_on_real_streams_resume_bit_for_bit_with_workers_and_recomputa
     task = DetectionTask(network, PostprocessConfig(), index.class_names)
 
     def make(folder: str, **changes: Any) -> Training:
-        training = training_in(tmp_path / folder, num_steps=4, canvas=(64, 64), open_stream=train_batches, **changes)
+        training = training_in(tmp_path / folder, num_steps=4, **changes)
+        batches = partial(train_batches, data=DataConfig(), canvas=(64, 64), augment=training.config.augment)
+        stream = Stream(index, 4, batches)
         torch.manual_seed(0)
         objective = Student(task, task.build_model(), StudentConfig(**OPTIONS))
-        return replace(training, objective=objective, streams={"labeled": index, "second": index})
+        return replace(training, objective=objective, streams={"labeled": stream, "second": stream})
 
     def signal_all(_model: nn.Module, _runtime: Runtime) -> dict[str, float]:  # as a terminal or a scheduler does
         workers = [child.pid or 0 for child in multiprocessing.active_children()]

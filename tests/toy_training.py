@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from tests.toy_task import CANVAS, ToyTask, toy_network, toy_stream
-from tutelage.config import DataConfig, RuntimeConfig, StudentConfig, TrainConfig
-from tutelage.engine.loop import Training, TrainResult, train
+from tests.toy_task import ToyTask, toy_network, toy_stream
+from tutelage.config import RuntimeConfig, StudentConfig, TrainConfig
+from tutelage.engine.loop import Stream, Training, TrainResult, train
 from tutelage.engine.objectives import Objective, Student, Supervised
 from tutelage.engine.runtime import Runtime, launch
 
@@ -21,7 +21,8 @@ OPTIONS: dict[str, Any] = {"lr": 0.05, "lr_rule": "fixed", "batch_size": 4, "ema
 
 
 def training_in(folder: Path, *, method: str = "student", num_steps: int = 8, **changes: Any) -> Training:
-    streams: dict[str, Any] = {"labeled": None, "second": None} if method == "student" else {"labeled": None}
+    stream = Stream(None, 4, toy_stream)  # type: ignore[arg-type]  # it makes its images itself
+    streams = {"labeled": stream, "second": stream} if method == "student" else {"labeled": stream}
     config = StudentConfig(**OPTIONS) if method == "student" else TrainConfig(**OPTIONS)
     network = toy_network(seed=3)
     objective: Objective = Supervised(ToyTask(), network, "mask")
@@ -33,14 +34,10 @@ def training_in(folder: Path, *, method: str = "student", num_steps: int = 8, **
         folder=folder,
         objective=objective,
         streams=streams,
-        batch_sizes=dict.fromkeys(streams, 4),
         config=config,
-        canvas=CANVAS,
-        data=DataConfig(),
         num_steps=num_steps,
         seed=5,
         round=0,
-        open_stream=toy_stream,
     )
     return replace(training, **changes)
 

@@ -42,6 +42,7 @@ class SourcesConfig(Part):
     unlabeled: tuple[str, ...] = Field((), description="the pool: folders of images, lists of paths, or data sets")
     val: tuple[str, ...] = Field((), description="selection split; only what is chosen is chosen on it")
     test: tuple[str, ...] = Field((), description="test split; only measured on, never chosen on")
+    classification: tuple[str, ...] = Field((), description="classified images for joint training: class folders")
     teacher: str = Field("", description="finished model that takes the teacher's place")
     pseudo: str = Field("", description="finished store that takes the place of the first round's labeling")
     stages: str = Field("", description="folder of stages shared between runs; the run's own when empty")
@@ -138,19 +139,24 @@ class LossConfig(Part):
 class ModelConfig(Part):
     """The network."""
 
-    backbone: str = Field("resnet10t", description="name of a timm model with stages at strides 8, 16, 32")
-    init: str = Field("random", description="random, imagenet, imagenet++, or a checkpoint file or folder")
+    backbone: str = Field(
+        "resnet10t",
+        description="a timm model with stages at strides 8, 16, 32, a plain ViT of timm, or spinenet49 and its like",
+    )
+    init: str = Field("random", description="random, imagenet, imagenet++, simclr, or a checkpoint file or folder")
     num_classes: PositiveInt = Field(91, description="classes where no data says so (`show`)")
     min_level: int = Field(3, ge=2, le=5, description="finest pyramid level; its stride is 2^level")
     max_level: int = Field(7, ge=3, le=8, description="coarsest pyramid level")
-    pyramid: Literal["fpn", "nas-fpn"] = Field("fpn", description="feature pyramid")
-    pyramid_width: PositiveInt = Field(256, description="channels of the pyramid")
+    pyramid: Literal["fpn", "nas-fpn", "none"] = Field("fpn", description="feature pyramid; a SpineNet needs none")
+    pyramid_width: PositiveInt = Field(256, description="channels of the pyramid, or of a SpineNet's endpoints")
     pyramid_repeats: int = Field(7, ge=1, le=7, description="cells of a nas-fpn, one after the other")
     pyramid_separable: bool = Field(False, description="depthwise-separable convolutions in a nas-fpn")
     head_width: PositiveInt = Field(256, description="channels of the heads' towers")
     head_depth: int = Field(4, ge=0, description="convolutions of each tower")
-    activation: Literal["relu", "silu"] = Field("relu", description="activation of pyramid and heads")
-    drop_path: Fraction = Field(0.0, description="stochastic depth of the backbone (EfficientNet: 0.2)")
+    activation: Literal["relu", "silu"] = Field(
+        "relu", description="activation of pyramid and heads, and of a SpineNet"
+    )
+    drop_path: Fraction = Field(0.0, description="stochastic depth of the backbone (EfficientNet, SpineNet: 0.2)")
     norm: NormConfig = Field(default_factory=NormConfig, description="batch-norm of pyramid and heads")
     backbone_norm: Literal["own", "shared"] = Field(
         "shared",
@@ -167,16 +173,25 @@ class TrainConfig(Part):
     batch_size: PositiveInt = Field(16, description="labeled images a step, over all devices")
     passes: float = Field(100.0, ge=0, description="length in passes over the labeled images")
     min_steps: PositiveInt = Field(100, description="least number of steps")
-    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="optimizer")
+    optimizer: Literal["sgd", "adamw", "rmsprop", "lars"] = Field("sgd", description="optimizer")
     lr: float = Field(0.32, gt=0, description="peak learning rate at `lr_batch_size` labeled images a step")
     lr_batch_size: PositiveInt = Field(256, description="batch size that `lr` is meant for")
     lr_rule: Literal["linear", "sqrt", "fixed"] = Field("linear", description="how the rate follows `batch_size`")
-    momentum: Fraction = Field(0.9, description="momentum (SGD) or beta1 (AdamW)")
+    momentum: Fraction = Field(0.9, description="momentum (SGD, RMSprop, LARS) or beta1 (AdamW)")
     weight_decay: float = Field(1e-4, ge=0, description="decay of kernels")
     decay_norms: bool = Field(False, description="decay batch-norm weights and biases too (ResNet-101 study)")
-    schedule: Literal["cosine", "step", "constant"] = Field("cosine", description="learning rate after warm-up")
+    schedule: Literal["cosine", "step", "exponential", "constant"] = Field(
+        "cosine", description="learning rate after warm-up"
+    )
     decay_at: tuple[Fraction, ...] = Field(
         (0.94, 0.98), description="where `step` multiplies the rate by 0.1, of the length"
+    )
+    decay_rate: float = Field(0.97, gt=0, le=1, description="factor of `exponential` (EfficientNet: 0.97)")
+    decay_every: float = Field(
+        2.4 / 350,
+        gt=0,
+        le=1,
+        description="share of the length after which `exponential` multiplies (2.4 of 350 epochs)",
     )
     warmup_steps: int = Field(1000, ge=0, description="steps of linear warm-up; at most a tenth of the training")
     warmup_start: Fraction = Field(0.01, description="first rate over the peak rate (0.0032 / 0.32)")
@@ -191,7 +206,7 @@ class TrainConfig(Part):
 class StudentConfig(TrainConfig):
     """The student's training, and the control's, which differs in `second_stream` alone."""
 
-    init: Literal["teacher", "model"] = Field("teacher", description="teacher's weights, or what `model.init` says")
+    init: str = Field("teacher", description="teacher: its weights; model: what `model.init` says; or as `model.init`")
     second_stream: Literal["pool", "labeled", "hidden"] = Field(
         "pool",
         description="second half of a batch: pseudo-labeled pool; labeled images (control); pool with human labels",
@@ -260,15 +275,64 @@ class EvalConfig(Part):
     points: int = Field(5, ge=0, description="selection-split measurements along a training; none without such a split")
 
 
-class PretrainConfig(Part):
-    """Supervised pre-training of a backbone on folders of classes."""
+class SimCLRConfig(Part):
+    """Contrastive pre-training on images without labels (arXiv:2002.05709)."""
 
+    color_strength: float = Field(1.0, ge=0, description="strength of the color jitter of both views")
+    blur: Fraction = Field(0.5, description="probability that a view is blurred")
+    projection_layers: Literal[2, 3] = Field(2, description="layers of the projection head (3: SimCLR v2)")
+    projection_width: PositiveInt = Field(128, description="length of the vectors that are compared")
+    temperature: float = Field(0.1, gt=0, description="of the softmax over similarities")
+    probe_fraction: Fraction = Field(0.1, description="share of each class held out to measure the linear probe")
+
+
+class NoisyStudentConfig(Part):
+    """Noisy Student for classification (arXiv:1911.04252): a teacher's classes of a pool, balanced, and a student."""
+
+    rounds: PositiveInt = Field(1, description="teacher-student rounds; a student is the next round's teacher")
+    backbone: str = Field("", description="the students' backbone, which may be larger; the teacher's when empty")
+    soft: bool = Field(True, description="pool targets: the teacher's probabilities, or its first class")
+    floor: Fraction = Field(0.3, description="least probability of the first class that a pool image is used with")
+    per_class: int = Field(
+        0, ge=0, description="pool images a class after thinning and duplicating (paper: 130000); 0 is the median class"
+    )
+    ratio: PositiveInt = Field(3, description="pool images for each labeled image of a batch (paper: 1 for B0, else 3)")
+
+
+class PretrainConfig(Part):
+    """Pre-training of a backbone; the training itself is `train`."""
+
+    method: Literal["supervised", "simclr", "noisy-student"] = Field("supervised", description="how it is trained")
     size: PositiveInt = Field(128, description="side of the square training images")
     least_area: Fraction = Field(0.08, description="least share of an image that a random crop takes")
-    label_smoothing: Fraction = Field(0.1, description="share of the target spread over all classes")
+    policy: Literal["randaugment", "autoaugment", "none"] = Field(
+        "randaugment", description="what follows crop and flip (AutoAugment: the ImageNet policy v0)"
+    )
     layers: int = Field(2, ge=0, description="RandAugment operations an image")
     magnitude: float = Field(9.0, ge=0, le=30, description="RandAugment magnitude")
+    label_smoothing: Fraction = Field(0.1, description="share of the target spread over all classes")
+    dropout: Fraction = Field(0.0, description="dropout before the classifier (EfficientNet-B7: 0.5)")
     test_fraction: Fraction = Field(0.1, description="share of each class held out to measure accuracy")
+    simclr: SimCLRConfig = Field(default_factory=SimCLRConfig, description="contrastive pre-training")
+    noisy_student: NoisyStudentConfig = Field(default_factory=NoisyStudentConfig, description="Noisy Student")
+
+
+class JointConfig(Part):
+    """Image classification beside the task in one model (arXiv:2006.06882, sec. 5); used where --classification is."""
+
+    weight: float = Field(0.5, ge=0, description="weight w of the classification loss beside supervised training")
+    student_weight: float = Field(0.2, ge=0, description="weight w of it beside self-training (student and control)")
+    stream: Literal["classification", "labeled"] = Field(
+        "classification", description="what is drawn: classified images, or (control) the task's, with equal compute"
+    )
+    batch_size: int = Field(0, ge=0, description="classified images a step, over all devices; 0 is the labeled batch")
+    size: PositiveInt = Field(224, description="side of the square classified images")
+    update_norms: bool = Field(True, description="whether classified images enter the batch-norm statistics")
+    label_smoothing: Fraction = Field(0.0, description="share of the target spread over all classes")
+    least_area: Fraction = Field(0.08, description="least share of an image that a random crop takes")
+    policy: Literal["randaugment", "autoaugment", "none"] = Field("none", description="what follows crop and flip")
+    layers: int = Field(2, ge=0, description="RandAugment operations an image")
+    magnitude: float = Field(9.0, ge=0, le=30, description="RandAugment magnitude")
 
 
 class RuntimeConfig(Part):
@@ -311,6 +375,7 @@ class RunConfig(Part):
     pseudo: PseudoConfig = Field(default_factory=PseudoConfig)
     eval: EvalConfig = Field(default_factory=EvalConfig)
     pretrain: PretrainConfig = Field(default_factory=PretrainConfig)
+    joint: JointConfig = Field(default_factory=JointConfig)
     runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
 
     @model_validator(mode="before")

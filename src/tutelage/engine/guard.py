@@ -70,12 +70,14 @@ def device_batch(batch_size: int, runtime: Runtime) -> int:
 
 
 def split_batch(batch_sizes: Mapping[str, int], runtime: Runtime) -> int:
-    """Micro-batches a step: as few equal ones as keep a device's labeled images within `runtime.device_batch_size`.
+    """Micro-batches a step: as few equal ones as keep a device's images within `runtime.device_batch_size`.
+
+    The first stream (labeled images) is what is counted; the others are divided by the same number.
 
     Raises:
         InputError: the labeled images of a step cannot be shared equally by the devices.
     """
-    labeled, devices = batch_sizes["labeled"], runtime.world_size
+    labeled, devices = next(iter(batch_sizes.values())), runtime.world_size
     if labeled % devices:
         raise InputError(
             f"train.batch_size={labeled}: cannot be shared equally by {devices} devices. "

@@ -16,9 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tutelage.config import DataConfig, TrainConfig
+from tutelage.config import TrainConfig
 from tutelage.data.index import Index
-from tutelage.data.loader import train_batches
 from tutelage.engine.checkpoint import State, load_checkpoint, save_checkpoint
 from tutelage.engine.guard import StopSignals, split_batch
 from tutelage.engine.meter import Meter, describe
@@ -36,6 +35,15 @@ AGREE_EVERY = 20  # steps between the questions of GPU processes whether any was
 
 
 @dataclass(frozen=True)
+class Stream:
+    """Images of a training, how many of them a step takes, and how they become batches."""
+
+    index: Index
+    batch_size: int  # images a step over all devices
+    batches: Callable[..., Iterator[list[Batch]]]  # of `data.loader`, told all but its `StreamOptions`
+
+
+@dataclass(frozen=True)
 class Training:
     """One training: what is trained on what, for how long, and where it is written."""
 
@@ -43,17 +51,18 @@ class Training:
     run_hash: str  # of all that the result depends on; a checkpoint of another hash is refused
     folder: Path  # log.jsonl, tensorboard/, and checkpoint/ while unfinished
     objective: Objective
-    streams: Mapping[str, Index]
-    batch_sizes: Mapping[str, int]  # images a step over all devices, by stream
+    streams: Mapping[str, Stream]  # the first one's batch is what `runtime.device_batch_size` divides
     config: TrainConfig
-    canvas: tuple[int, int]  # (height, width)
-    data: DataConfig
     num_steps: int
     seed: int
     round: int
     validate: Callable[[nn.Module, Runtime], Mapping[str, float]] | None = None  # every process calls it
     validate_steps: tuple[int, ...] = ()  # finished steps after which it is called
-    open_stream: Callable[..., Iterator[list[Batch]]] = train_batches
+
+    @property
+    def batch_sizes(self) -> dict[str, int]:
+        """Images a step over all devices, by stream."""
+        return {name: stream.batch_size for name, stream in self.streams.items()}
 
 
 @dataclass(frozen=True)
@@ -97,7 +106,7 @@ def train(training: Training, runtime: Runtime) -> TrainResult:
         progress = stack.enter_context(Progress(training.name, num_steps, runtime.is_main, first=first))
         stack.enter_context(recomputed_activations(state.objective.model, runtime.config.activation_checkpointing))
         wrapped = runtime.setup(state.objective)
-        images = sum(training.batch_sizes[stream] for stream in training.streams)
+        images = sum(training.batch_sizes.values())
         meter = Meter(training.name, state, images)
         ask_every = AGREE_EVERY if runtime.world_size > 1 and runtime.device.type != "cpu" else 1
         stop = stack.enter_context(StopSignals())
@@ -189,17 +198,14 @@ def _build_state(training: Training, runtime: Runtime) -> State:
 def _open_streams(training: Training, runtime: Runtime, first: int) -> Iterator[list[dict[str, Batch]]]:
     """For each step this process's micro-batches, on the device; each holds a batch of every stream."""
     num_micro_batches = split_batch(training.batch_sizes, runtime)
-    workers = _share_workers(runtime.workers, [training.batch_sizes[stream] for stream in training.streams])
+    workers = _share_workers(runtime.workers, list(training.batch_sizes.values()))
     streams = [
-        training.open_stream(
-            index,
-            canvas=training.canvas,
-            augment=training.config.augment,
-            data=training.data,
+        stream.batches(
+            stream.index,
             stream=name,
             seed=training.seed,
             round=training.round,
-            batch_size=training.batch_sizes[name],
+            batch_size=stream.batch_size,
             first_step=first,
             num_steps=training.num_steps,
             rank=runtime.rank,
@@ -209,7 +215,7 @@ def _open_streams(training: Training, runtime: Runtime, first: int) -> Iterator[
             cache_megabytes=runtime.config.cache_megabytes,
             pin=runtime.device.type == "cuda",
         )
-        for (name, index), share in zip(training.streams.items(), workers, strict=True)
+        for (name, stream), share in zip(training.streams.items(), workers, strict=True)
     ]
     for parts in zip(*streams, strict=True):
         yield [

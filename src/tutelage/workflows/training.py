@@ -17,7 +17,7 @@ from tutelage.data.pseudo import open_store, require_kept, store_index
 from tutelage.data.sources import DataSets
 from tutelage.engine import loop
 from tutelage.engine.checkpoint import remove_checkpoint
-from tutelage.engine.loop import Training
+from tutelage.engine.loop import Stream, Training
 from tutelage.engine.objectives import Objective, Student, Supervised
 from tutelage.engine.optim import num_steps_for
 from tutelage.engine.runtime import Runtime, launch
@@ -273,20 +273,24 @@ def _training(
     repeat: int = 0,
 ) -> Training:
     num_steps = num_steps_for(part, len(data.labeled))
+    batches = partial(
+        train_batches,
+        data=config.data,
+        canvas=config.model.canvas,
+        augment=part.augment,
+        annotation=TASKS[config.task].annotation,
+    )
+    sizes = {"labeled": part.batch_size, "second": part.batch_size * config.pseudo.ratio}
     return Training(
         name=stage.name,
         run_hash=stage.hash,
         folder=stage.folder,
         objective=objective,
-        streams=streams,
-        batch_sizes={name: part.batch_size * (config.pseudo.ratio if name == "second" else 1) for name in streams},
+        streams={name: Stream(index, sizes[name], batches) for name, index in streams.items()},
         config=part,
-        canvas=config.model.canvas,
-        data=config.data,
         num_steps=num_steps,
         seed=config.seed + repeat,
         round=round_,
-        open_stream=partial(train_batches, annotation=TASKS[config.task].annotation),
         validate=_validation(config, data.val),
         validate_steps=validation_steps(num_steps, config.eval.points) if data.val is not None else (),
     )
@@ -311,7 +315,7 @@ def _validation(config: RunConfig, val: Index | None) -> Callable[..., dict[str,
 
 def _train_and_save(stage: Stage, training: Training, runtime: Runtime, config: RunConfig) -> dict[str, Any]:
     result = loop.train(training, runtime)
-    class_names = training.streams["labeled"].class_names
+    class_names = training.streams["labeled"].index.class_names
     if runtime.is_main:
         card = {
             "task": config.task,
@@ -328,7 +332,7 @@ def _train_and_save(stage: Stage, training: Training, runtime: Runtime, config: 
         "seed": training.seed,
         "config": training.config.model_dump(mode="json"),
         "steps": training.num_steps,
-        "num_images": {name: len(index) for name, index in training.streams.items()},
+        "num_images": {name: len(stream.index) for name, stream in training.streams.items()},
         "batch_size": training.config.batch_size,
         **result.as_dict(),
     }

@@ -40,9 +40,8 @@ from tutelage.types import Annotation, Batch, Boxes, InputError, Skipped
 
 
 class StreamOptions(TypedDict):
-    """What every training stream is told."""
+    """What the training loop tells every stream."""
 
-    data: DataConfig
     stream: str  # name; streams of one index differ in order and augmentation
     seed: int
     round: int
@@ -60,6 +59,7 @@ class StreamOptions(TypedDict):
 def train_batches(
     index: Index,
     *,
+    data: DataConfig,
     canvas: Size,
     augment: AugmentConfig,
     annotation: Annotation = "boxes",
@@ -76,14 +76,14 @@ def train_batches(
     mask_size = (
         canvas if annotation == "masks" else None
     )  # pseudo-masks are as large as that, human ones as their image
-    return _train_stream(index, partial(_task_plan, augment, canvas), annotation, mask_size, **options)
+    return _train_stream(index, data, partial(_task_plan, augment, canvas), annotation, mask_size, **options)
 
 
 def classification_batches(
-    index: Index, *, pretrain: PretrainConfig, canvas: Size, augment: AugmentConfig, **options: Unpack[StreamOptions]
+    index: Index, *, data: DataConfig, pretrain: PretrainConfig, **options: Unpack[StreamOptions]
 ) -> Iterator[list[Batch]]:
-    """The same of a set of class folders, with `Batch.labels`; `pretrain` stands for `canvas` and `augment`."""
-    return _train_stream(index, partial(_classification_plan, pretrain), "label", None, **options)
+    """The same of a set of classified images, with `Batch.labels`."""
+    return _train_stream(index, data, partial(_classification_plan, pretrain), "label", None, **options)
 
 
 def evaluation_batches(
@@ -146,13 +146,18 @@ def _evaluation_plan(canvas: Size, size: Size) -> Plan:
 
 
 def _train_stream(
-    index: Index, draw_plan: DrawPlan, targets: Targets, mask_size: Size | None, **options: Unpack[StreamOptions]
+    index: Index,
+    data: DataConfig,
+    draw_plan: DrawPlan,
+    targets: Targets,
+    mask_size: Size | None,
+    **options: Unpack[StreamOptions],
 ) -> Iterator[list[Batch]]:
     if not len(index):
         raise InputError(f"stream {options['stream']!r}: there are no images in it. Give data that has some.")
     order = Order(**{name: options[name] for name in Order.__dataclass_fields__})  # type: ignore[literal-required]
     rng_of = partial(sample_rng, options["seed"], options["round"], options["stream"])
-    pictures = Pictures(index, options["data"], options["cache_megabytes"], mask_size)
+    pictures = Pictures(index, data, options["cache_megabytes"], mask_size)
     samples = TrainSamples(pictures, draw_plan, rng_of, targets)
     keys = order.micro_batch_keys(len(index))
     batches = _loaded(samples, keys, collate_training, options["workers"], pin=options["pin"])
