@@ -1,24 +1,43 @@
-"""The verb `pretrain`: a backbone trained to tell the classes of a folder of class folders."""
+"""The verb `pretrain`: a backbone made from the user's own images, by one of several methods."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from tutelage.data.readers import open_index
-from tutelage.engine.runtime import launch
+from tutelage.config import PretrainConfig, RunConfig
+from tutelage.engine.runtime import Runtime, launch
 from tutelage.files import read_json, write_json
-from tutelage.types import InputError
-from tutelage.workflows.options import resolve
-from tutelage.workflows.pretraining.supervised import held_out_rows, pretrain_supervised
-from tutelage.workflows.stages import Place, console, open_run, pin_data
+from tutelage.workflows.options import Paths, resolve
+from tutelage.workflows.pretraining.data import Needs, PretrainData, open_data
+from tutelage.workflows.pretraining.supervised import pretrain_supervised
+from tutelage.workflows.stages import Place, Stage, console, open_run, pin_data
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to pre-train: what it asks of its data, the share held out to measure, and the work itself."""
+
+    needs: Needs
+    held_out: Callable[[PretrainConfig], float]
+    work: Callable[[Runtime, RunConfig, Place, PretrainData], Stage]
+
+
+METHODS: dict[str, Method] = {
+    "supervised": Method(Needs(classes=True, pool=False), attrgetter("test_fraction"), pretrain_supervised),
+}
 
 
 def pretrain(
     folder: str | Path,
     *,
     out: str | Path,
+    unlabeled: Paths = (),
+    teacher: str | Path = "",
     recipe: str | Path = "",
     seed: int | None = None,
     device: str = "",
@@ -27,14 +46,16 @@ def pretrain(
     overwrite: bool = False,
     overrides: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    """Trains a backbone on a folder of class folders into `out/model`; `model.init=OUT` then starts from it.
+    """Trains a backbone on images, mostly classified ones, into `out/model`; `model.init=OUT` then starts from it.
 
     The `train` and `pretrain` parts of the config are used; a seeded part of each class is held out to measure the
     accuracy of the last weights.
 
     Args:
-        folder: one folder of images a class.
+        folder: one folder of images a class, a csv of classified images, or tars of them; for simclr any images.
         out: the run folder; the same call on an unfinished run continues it.
+        unlabeled: a pool of images for noisy-student, more images for simclr.
+        teacher: a finished classifier of the same classes, in the place of the teacher of noisy-student.
         recipe: name or YAML file.
         seed: of everything drawn.
         device: auto, cpu, cuda or mps.
@@ -50,23 +71,18 @@ def pretrain(
         InputError: fewer than two classes, and what else a user can mend.
     """
     out = Path(out)
-    config = resolve(recipe, overrides, {"labeled": folder}, seed=seed, device=device, devices=devices)
+    sources: dict[str, Paths] = {"labeled": folder, "unlabeled": unlabeled, "teacher": teacher}
+    config = resolve(recipe, overrides, sources, seed=seed, device=device, devices=devices)
     config = open_run(out, config, overrides, overwrite=overwrite, resume=resume)
     if (out / "run.json").is_file():
         record: dict[str, Any] = read_json(out / "run.json")
         console.print(f"{out}: finished earlier, accuracy {_percent(record['accuracy'])}.")
         return record
-    index = open_index(config.sources.labeled[0], config.data)
-    classes = index.image_classes()
-    if len(index.class_names) < 2 or (classes < 0).any():
-        raise InputError(
-            f"{folder}: {len(index.class_names)} classes were found; pre-training needs at least two folders of "
-            "images, one a class. Give the folder that holds them."
-        )
-    console.print(index.description)
-    pin_data(out, {"labeled": index.fingerprint})
-    held_out = held_out_rows(classes, config)
-    stage = launch(config.runtime, pretrain_supervised, config, Place(out / "stages"), index, held_out)
+    method = METHODS[config.pretrain.method]
+    data = open_data(config, method.needs, method.held_out(config.pretrain))
+    console.print(data.source.description)
+    pin_data(out, data.fingerprints)
+    stage = launch(config.runtime, method.work, config, Place(out / "stages"), data)
     shutil.copytree(stage.folder / "model", out / "model", dirs_exist_ok=True)
     write_json(out / "run.json", stage.record)
     console.print(f"Accuracy {_percent(stage.record['accuracy'])}. Model: {out / 'model'}")

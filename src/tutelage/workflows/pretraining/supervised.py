@@ -21,13 +21,14 @@ from tutelage.engine.runtime import Runtime
 from tutelage.models.init import init_digest, initialize, save_model
 from tutelage.models.model import Classifier
 from tutelage.tasks.classification import ClassificationTask
+from tutelage.workflows.pretraining.data import PretrainData
 from tutelage.workflows.stages import Place, Stage, run_stage
 
 
-def pretrain_supervised(
-    runtime: Runtime, config: RunConfig, place: Place, index: Index, held_out: NDArray[np.int64]
-) -> Stage:
-    """The stage `pretrain`: a classifier trained on what is not held out (rows), measured on what is."""
+def pretrain_supervised(runtime: Runtime, config: RunConfig, place: Place, data: PretrainData) -> Stage:
+    """The stage `pretrain`: a classifier trained on what is not held out, measured on what is."""
+    assert data.labeled is not None, "open_data refuses images without classes"
+    index, held_out, kept = data.labeled, data.held_out, data.images
     key = {
         "kind": "pretrain",
         "seed": config.seed,
@@ -43,7 +44,6 @@ def pretrain_supervised(
         task = ClassificationTask(config.model, config.pretrain.label_smoothing, index.class_names)
         model = task.build_model()
         initialize(model, config.model.init, backbone_name=config.model.backbone)
-        kept = index.select(np.setdiff1d(np.arange(len(index)), held_out))
         batches = partial(classification_batches, data=config.data, pretrain=config.pretrain)
         result = loop.train(
             loop.Training(
@@ -100,13 +100,3 @@ def accuracy_of(
             outputs = model(moved.images[:, 0], moved.valid[:, 0])
             correct += task.num_correct(outputs, task.assign(moved))
     return int(runtime.all_reduce_sum(correct)) / len(rows)
-
-
-def held_out_rows(classes: NDArray[np.int32], config: RunConfig) -> NDArray[np.int64]:
-    """Rows (n,) of a seeded part of each class, sorted."""
-    rng = np.random.default_rng(np.random.SeedSequence([config.seed, 0xC1A55]))
-    parts = []
-    for label in np.unique(classes):
-        rows = rng.permutation(np.flatnonzero(classes == label))
-        parts.append(rows[: round(len(rows) * config.pretrain.test_fraction)])
-    return np.sort(np.concatenate(parts))

@@ -1,0 +1,96 @@
+"""What a pre-training works on: opened once, checked against what its method needs, a part of each class held out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tutelage.config import RunConfig
+from tutelage.data.index import Index
+from tutelage.data.joining import join
+from tutelage.data.readers import open_index
+from tutelage.types import InputError
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a method asks of its data."""
+
+    classes: bool  # whether every image must be in one of at least two classes
+    pool: bool  # whether unlabeled images are used
+
+
+@dataclass(frozen=True)
+class PretrainData:
+    """The images of a pre-training; rows of `held_out` are measured on and never trained on."""
+
+    source: Index  # all images given
+    labeled: Index | None  # the same where all of them are classified; None for plain images
+    held_out: NDArray[np.int64]  # (h,) rows of `labeled`, sorted
+    pool: Index | None  # --unlabeled
+    teacher: Path | None  # --teacher: a finished classifier
+
+    @cached_property
+    def images(self) -> Index:
+        """All of the source to train on: what is not held out."""
+        return self.source.select(np.setdiff1d(np.arange(len(self.source)), self.held_out))
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """What was given, for `pin_data`."""
+        pool = {} if self.pool is None else {"unlabeled": self.pool.fingerprint}
+        return {"labeled": self.source.fingerprint, **pool}
+
+
+def open_data(config: RunConfig, needs: Needs, test_fraction: float) -> PretrainData:
+    """The sources of a config as a method needs them; `test_fraction` of each class is held out.
+
+    Raises:
+        InputError: fewer than two classes where they are needed, a pool that would not be used, or none.
+    """
+    source = _open_source(config, needs)
+    classes = source.image_classes()
+    classified = len(source.class_names) >= 2 and bool((classes >= 0).all())
+    if needs.classes and not classified:
+        raise InputError(
+            f"{config.sources.labeled[0]}: {len(source.class_names)} classes were found; pre-training needs at least "
+            "two folders of images, one a class. Give the folder that holds them."
+        )
+    if config.sources.unlabeled and not needs.pool:
+        raise InputError(
+            f"--unlabeled: pretrain.method={config.pretrain.method} uses no unlabeled images. Leave it out, or set "
+            "pretrain.method=noisy-student or simclr."
+        )
+    pools = [open_index(pool, config.data, unlabeled=True) for pool in config.sources.unlabeled]
+    return PretrainData(
+        source=source,
+        labeled=source if classified else None,
+        held_out=held_out_rows(classes, test_fraction, config.seed) if classified else np.zeros(0, np.int64),
+        pool=join(pools) if pools else None,
+        teacher=Path(config.sources.teacher) if config.sources.teacher else None,
+    )
+
+
+def held_out_rows(classes: NDArray[np.int32], fraction: float, seed: int) -> NDArray[np.int64]:
+    """Rows (h,) of a seeded part of each class, sorted."""
+    rng = np.random.default_rng(np.random.SeedSequence([seed, 0xC1A55]))
+    parts = []
+    for label in np.unique(classes):
+        rows = rng.permutation(np.flatnonzero(classes == label))
+        parts.append(rows[: round(len(rows) * fraction)])
+    return np.sort(np.concatenate(parts))
+
+
+def _open_source(config: RunConfig, needs: Needs) -> Index:
+    """The images, with their classes where there are some or they are needed."""
+    source = config.sources.labeled[0]
+    try:
+        return open_index(source, config.data)
+    except InputError:
+        if needs.classes:
+            raise
+    return open_index(source, config.data, unlabeled=True)
