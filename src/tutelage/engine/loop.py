@@ -185,7 +185,7 @@ def _build_state(training: Training, runtime: Runtime) -> State:
             "Set one of them to false."
         )
     if runtime.world_size > 1 and runtime.device.type == "cuda":
-        objective.model = to_sync_batchnorm(objective.model)
+        to_sync_batchnorm(objective)  # in place
     objective.to(runtime.device).train()
     if config.channels_last:
         objective.to(memory_format=torch.channels_last)

@@ -10,13 +10,15 @@ Legend: B images, S streams.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from tutelage.config import StudentConfig
+from tutelage.engine.recompute import still_statistics
 from tutelage.tasks.task import Targets, Trainable
 from tutelage.types import Batch
 
@@ -25,7 +27,7 @@ Sums = dict[str, dict[str, Tensor]]
 
 
 class Objective(nn.Module):
-    """Streams of one canvas in one forward pass; what is common to the methods."""
+    """What is common to the methods: streams of one canvas in one forward pass."""
 
     streams: tuple[str, ...]
 
@@ -46,13 +48,17 @@ class Objective(nn.Module):
         return torch.stack([targets[stream].num_positives for stream in self.streams]).to(dtype)
 
     def forward(self, batches: Mapping[str, Batch], targets: Mapping[str, Any]) -> Sums:
-        """Loss sums; all streams pass the network as one batch and share its batch-norm statistics."""
-        images = torch.cat([batches[stream].images[:, 0] for stream in self.streams])
-        valid = torch.cat([batches[stream].valid[:, 0] for stream in self.streams])
+        """Loss sums of all streams."""
+        return self.pass_streams(self.streams, batches, targets)
+
+    def pass_streams(self, streams: Sequence[str], batches: Mapping[str, Batch], targets: Mapping[str, Any]) -> Sums:
+        """Loss sums of streams that pass the network as one batch and share its batch-norm statistics."""
+        images = torch.cat([batches[stream].images[:, 0] for stream in streams])
+        valid = torch.cat([batches[stream].valid[:, 0] for stream in streams])
         outputs = self.model(images, valid)
         sums: Sums = {}
         start = 0
-        for stream in self.streams:
+        for stream in streams:
             end = start + len(batches[stream])
             sums[stream] = self.task.loss_sums(_rows(outputs, start, end), batches[stream], targets[stream])
             start = end
@@ -134,6 +140,79 @@ class Student(Objective):
     def report(self, sums: Sums, counts: Tensor) -> dict[str, Tensor]:
         """As `Objective.report`, and the `ratio` in use."""
         return {**super().report(sums, counts), "ratio": self.ratio()}
+
+
+class Joint(Objective):
+    """An objective and image classification in one model: L = L_inner + w * L_cls (arXiv:2006.06882, sec. 5).
+
+    The classified images have a canvas of their own and are a second pass of the network inside the same forward. The
+    weight is a plain factor; no loss is normalized by another. Whatever else the inner objective keeps is its own.
+    """
+
+    added = "classification"
+
+    def __init__(self, inner: Objective, task: Trainable, weight: float, update_norms: bool = True) -> None:
+        nn.Module.__init__(self)  # the model is the inner objective's: twice among the parts, it would be saved twice
+        self.inner = inner
+        self.task = task
+        self.weight = weight
+        self.update_norms = update_norms
+        self.streams = (*inner.streams, self.added)
+
+    @property
+    def model(self) -> nn.Module:  # type: ignore[override]
+        """The inner objective's."""
+        return self.inner.model
+
+    @torch.no_grad()
+    def prepare(self, batches: Mapping[str, Batch], ema: nn.Module | None = None) -> dict[str, Any]:
+        """The inner objective's targets and those of the added stream."""
+        own = self.task.assign(batches[self.added], self.inner.ignored)
+        return {**self.inner.prepare(batches, ema), self.added: own}
+
+    def counts(self, targets: Mapping[str, Targets]) -> Tensor:
+        """Positives of each stream, (S,), the added one's last."""
+        inner = self.inner.counts(targets)
+        return torch.cat([inner, targets[self.added].num_positives.to(inner)[None]])
+
+    def forward(self, batches: Mapping[str, Batch], targets: Mapping[str, Any]) -> Sums:
+        """Loss sums: the inner objective's pass, then the classified images'."""
+        sums: Sums = self.inner(batches, targets)
+        batch = batches[self.added]
+        with nullcontext() if self.update_norms else still_statistics(self.model):
+            logits = self.model.classify(batch.images[:, 0], batch.valid[:, 0])  # type: ignore[operator]
+        return {**sums, self.added: self.task.loss_sums(logits, batch, targets[self.added])}
+
+    def total(self, sums: Sums, counts: Tensor) -> Tensor:
+        """The inner objective's loss and the weighted one of the added stream."""
+        added = sum_terms(sums[self.added]) / self.task.normalizer(counts[-1])
+        return self.inner.total(sums, counts[:-1]) + self.weight * added
+
+    def update(self, sums: Sums, counts: Tensor) -> None:
+        """The inner objective takes in the step."""
+        self.inner.update(sums, counts[:-1])
+
+    def report(self, sums: Sums, counts: Tensor) -> dict[str, Tensor]:
+        """The inner objective's figures and the added stream's; `loss` is of both."""
+        divisor = self.task.normalizer(counts[-1])
+        added = {f"{self.added}_{term}": value / divisor for term, value in sums[self.added].items()}
+        return {**self.inner.report(sums, counts[:-1]), **added, "loss": self.total(sums, counts)}
+
+
+class JointControl(Joint):
+    """The control of joint training: more labeled images in the place of classified ones, with the same weight.
+
+    They have the task's canvas, targets and loss and pass the network together with the inner objective's streams.
+    """
+
+    added = "extra"
+
+    def __init__(self, inner: Objective, weight: float) -> None:
+        super().__init__(inner, inner.task, weight)
+
+    def forward(self, batches: Mapping[str, Batch], targets: Mapping[str, Any]) -> Sums:
+        """Loss sums of all streams in one pass."""
+        return self.inner.pass_streams(self.streams, batches, targets)
 
 
 def sum_terms(terms: Mapping[str, Tensor]) -> Tensor:

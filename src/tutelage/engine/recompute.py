@@ -47,16 +47,17 @@ def _forward(block: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs
 
 
 def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    return nullcontext(), _still_statistics(block)
+    return nullcontext(), still_statistics(block)
 
 
 @contextmanager
-def _still_statistics(block: nn.Module) -> Iterator[None]:
-    """The second computation sees the same batch, which must not enter the running statistics again.
+def still_statistics(module: nn.Module) -> Iterator[None]:
+    """While the context lasts, batch-norm layers normalize by the batch but leave their running statistics alone.
 
-    Not `track_running_stats = False`: autograd would then save fewer tensors than the first time, and refuse.
+    A second computation sees the same batch, which must not enter them again. Not `track_running_stats = False`:
+    autograd would then save fewer tensors than the first time, and refuse.
     """
-    norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
+    norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.momentum, norm.num_batches_tracked = 0.0, None
