@@ -62,6 +62,17 @@ class PyramidNetwork(nn.Module):
         self.normalize = Normalize()
         self.backbone = _backbone_of(config)
         self.pyramid = PYRAMIDS[config.pyramid](self.backbone.channels, config)
+        self.classifier: nn.Linear | None = None  # of whole images, in joint training
+
+    def add_classifier(self, num_image_classes: int) -> None:
+        """Adds a random head that tells the classes of whole images, or replaces the one there is."""
+        self.classifier = _linear_classifier(self.backbone.channels[-1], num_image_classes)
+
+    def classify(self, images: Tensor, valid: Tensor) -> Tensor:
+        """Logits (B, K') of whole images: uint8 (B, 3, H, W) that cover `valid` (B, 2) = (height, width)."""
+        assert self.classifier is not None, "joint training adds the classifier"
+        logits: Tensor = self.classifier(pooled(self.backbone(self.normalize(images, valid))))
+        return logits
 
 
 class RetinaNet(PyramidNetwork):
@@ -113,19 +124,21 @@ class Classifier(nn.Module):
         self.num_classes = num_classes
         self.normalize = Normalize()
         self.backbone = _backbone_of(config)
-        self.linear = nn.Linear(self.backbone.channels[-1], num_classes)
-        nn.init.normal_(self.linear.weight, std=0.01)
-        nn.init.zeros_(self.linear.bias)
+        self.linear = _linear_classifier(self.backbone.channels[-1], num_classes)
 
     def forward(self, images: Tensor, valid: Tensor) -> Tensor:
         """Logits (B, K) for uint8 images (B, 3, H, W) that cover `valid` (B, 2) = (height, width) of their canvas."""
-        pooled = self.backbone(self.normalize(images, valid))[-1].mean(dim=(2, 3))
-        logits: Tensor = self.linear(pooled)
+        logits: Tensor = self.linear(pooled(self.backbone(self.normalize(images, valid))))
         return logits
 
 
 Network = RetinaNet | Segmenter
 """What a task trains; a classifier only gives its backbone to one."""
+
+
+def pooled(features: Sequence[Tensor]) -> Tensor:
+    """(B, C) global averages of the last stage."""
+    return features[-1].mean(dim=(2, 3))
 
 
 def canvas_stride(config: ModelConfig) -> int:
@@ -160,6 +173,13 @@ def build_segmenter(config: ModelConfig, num_classes: int) -> Segmenter:
 def build_classifier(config: ModelConfig, num_classes: int) -> Classifier:
     """A classifier with the same backbone as the other networks', with random weights."""
     return Classifier(config, num_classes)
+
+
+def _linear_classifier(width: int, num_classes: int) -> nn.Linear:
+    linear = nn.Linear(width, num_classes)
+    nn.init.normal_(linear.weight, std=0.01)
+    nn.init.zeros_(linear.bias)
+    return linear
 
 
 def _backbone_of(config: ModelConfig) -> Backbone:
