@@ -1,13 +1,19 @@
-"""Learning rates against hand-computed numbers, parameter groups, weight averaging."""
+"""Learning rates against hand-computed numbers, parameter groups, optimizers against references, weight averaging."""
 
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import timm
+import timm.optim
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tests.toy_task import toy_network
+from tests.toy_training import run, stop_at, training_in
 from tutelage.config import TrainConfig
+from tutelage.engine.loop import Interrupted, Training
 from tutelage.engine.optim import (
     averaged_copy,
     build_optimizer,
@@ -17,6 +23,7 @@ from tutelage.engine.optim import (
     peak_lr,
     update_average,
 )
+from tutelage.engine.optimizers import LARS, RMSpropTF
 
 PAPER = TrainConfig(batch_size=256, lr=0.32, lr_batch_size=256, warmup_steps=1000, warmup_start=0.01)
 
@@ -41,6 +48,15 @@ def test_step_schedule_and_constant() -> None:
     rates = [lr_at(step, config, 1000) for step in (0, 939, 940, 979, 980, 999)]
     assert rates == pytest.approx([0.32, 0.32, 0.032, 0.032, 0.0032, 0.0032])
     assert lr_at(999, config.model_copy(update={"schedule": "constant"}), 1000) == pytest.approx(0.32)
+
+
+def test_exponential_schedule_falls_in_stairs() -> None:
+    config = TrainConfig(
+        batch_size=2048, lr=0.016, lr_batch_size=256, schedule="exponential", decay_every=2.4 / 350, warmup_steps=0
+    )
+    epoch = 626  # 1.28 million images by 2048, rounded up
+    rates = [lr_at(step, config, 350 * epoch) for step in (0, int(2.4 * epoch), int(2.4 * epoch) + 1, 350 * epoch - 1)]
+    assert rates == pytest.approx([0.128, 0.128, 0.128 * 0.97, 0.128 * 0.97**145])
 
 
 @pytest.mark.parametrize(("rule", "rate"), [("linear", 0.02), ("sqrt", 0.08), ("fixed", 0.32)])
@@ -81,6 +97,84 @@ def test_sgd_follows_the_textbook() -> None:
         velocity = 0.9 * velocity + 1 + 0.5 * weight
         weight -= 0.1 * velocity
     assert float(layer.weight) == pytest.approx(weight, rel=1e-5)
+
+
+def test_embeddings_of_a_plain_vit_do_not_decay() -> None:
+    vit = timm.create_model("test_vit", num_classes=0)
+    decayed, others = (group["params"] for group in parameter_groups(vit, TrainConfig()))
+    kernels = {id(module.weight) for module in vit.modules() if isinstance(module, nn.Linear | nn.Conv2d)}
+    assert {id(weight) for weight in decayed} == kernels
+    assert {id(vit.pos_embed), id(vit.cls_token)} <= {id(weight) for weight in others}
+
+
+def steps_of(optimizer: torch.optim.Optimizer, weights: list[Tensor], rates: tuple[float, ...]) -> list[Tensor]:
+    """The weights after a step at each rate down a bowl that is steeper in some directions."""
+    for rate in rates:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.zero_grad()
+        sum((0.1 * (1 + torch.arange(weight.numel())) * weight.flatten() ** 3).sum() for weight in weights).backward()
+        optimizer.step()
+    return [weight.detach().clone() for weight in weights]
+
+
+def start() -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator).requires_grad_() for shape in ((3, 4), (5,))]
+
+
+def test_rmsprop_is_timms() -> None:
+    ours, theirs, rates = start(), start(), (0.1, 0.05, 0.05, 0.2)
+    found = steps_of(RMSpropTF([{"params": ours, "weight_decay": 0.01}], 0.1, momentum=0.9), ours, rates)
+    options = {"alpha": 0.9, "eps": 1e-3, "momentum": 0.9, "weight_decay": 0.01}
+    torch.testing.assert_close(found, steps_of(timm.optim.RMSpropTF(theirs, 0.1, **options), theirs, rates))
+
+
+def test_lars_by_hand() -> None:
+    weight, bias = nn.Parameter(torch.tensor([[3.0, 4.0]])), nn.Parameter(torch.tensor([1.0]))
+    groups = [{"params": [weight], "weight_decay": 0.5, "trust": 0.001}, {"params": [bias]}]
+    optimizer = LARS(groups, 2.0, momentum=0.9)
+    for _ in range(2):
+        weight.grad, bias.grad = torch.tensor([[-1.5, 10.0]]), torch.tensor([0.25])
+        optimizer.step()
+    # first: u = (-1.5, 10) + 0.5 (3, 4) = (0, 12); |w| = 5, |u| = 12; v = 2 * 0.001 * 5 / 12 * u = (0, 0.01)
+    second = torch.tensor([3.0, 3.99])
+    update = torch.tensor([-1.5, 10.0]) + 0.5 * second
+    velocity = 0.9 * torch.tensor([0, 0.01]) + 2 * 0.001 * second.norm() / update.norm() * update
+    torch.testing.assert_close(weight.data[0], second - velocity)
+    torch.testing.assert_close(bias.data, torch.tensor([1 - 0.5 - (0.45 + 0.5)]))  # plain momentum
+
+
+def test_lars_moves_a_weight_that_is_zero_at_the_plain_rate() -> None:
+    weight = nn.Parameter(torch.zeros(2, 2))
+    weight.grad = torch.ones(2, 2)
+    LARS([{"params": [weight], "trust": 0.001}], 0.1, momentum=0.0).step()
+    torch.testing.assert_close(weight.data, torch.full((2, 2), -0.1))
+
+
+def test_lars_adapts_what_decays() -> None:
+    network = toy_network()
+    optimizer = build_optimizer(network, TrainConfig(optimizer="lars", weight_decay=0.0))
+    assert [(group["trust"], group["weight_decay"]) for group in optimizer.param_groups] == [(0.001, 0.0), (0.0, 0.0)]
+    assert all(weight.ndim > 1 for weight in optimizer.param_groups[0]["params"])
+
+
+@pytest.mark.parametrize("optimizer", ["rmsprop", "lars"])
+def test_a_stopped_and_continued_training_equals_one_never_stopped(optimizer: str, tmp_path: Path) -> None:
+    def make(folder: str) -> Training:
+        training = training_in(tmp_path / folder)
+        return replace(
+            training, config=training.config.model_copy(update={"optimizer": optimizer, "schedule": "cosine"})
+        )
+
+    whole = run(make("whole")).model.state_dict()
+    with pytest.raises(Interrupted):
+        run(replace(make("parts"), **stop_at(5)))
+    parts = run(make("parts"))
+    assert parts.resumed_from == 5
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in parts.model.state_dict().items())
+    initial = training_in(tmp_path / "start").objective.model.state_dict()
+    assert not any(torch.equal(whole[name], initial[name]) for name in ("stem.0.weight", "stem.1.weight"))
 
 
 def test_the_average_warms_up_and_covers_batch_norm() -> None:

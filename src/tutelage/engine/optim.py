@@ -1,9 +1,11 @@
-"""How weights move: parameter groups, optimizers, the learning rate as a function of the step, weight averaging."""
+"""How weights move: parameter groups, the choice of optimizer, the learning rate of each step, weight averaging."""
 
 from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,28 +13,60 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from tutelage.config import TrainConfig
+from tutelage.engine.optimizers import LARS, RMSpropTF
 
 NORMS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
 LARGEST_WARMUP = 0.1  # of the training, so that short trainings reach their peak rate
+LARS_TRUST = 1e-3  # arXiv:1708.03888, sec. 5; SimCLR code, lars_optimizer.py
+
+Groups = list[dict[str, Any]]
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """SGD with momentum, or AdamW, with weight decay on kernels alone (norms too with `decay_norms`)."""
-    groups = parameter_groups(model, config)
-    rate = lr_at(0, config, 1)
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, rate, momentum=config.momentum, foreach=True)
-    return torch.optim.AdamW(groups, rate, betas=(config.momentum, 0.999), foreach=True)
+    """The optimizer of a training, with weight decay on kernels alone (norms too with `decay_norms`)."""
+    return OPTIMIZERS[config.optimizer](parameter_groups(model, config), lr_at(0, config, 1), config.momentum)
 
 
-def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, object]]:
-    """Decayed parameters (kernels) and the others (biases, norms), in the model's order."""
+def _sgd(groups: Groups, lr: float, momentum: float) -> torch.optim.Optimizer:
+    return torch.optim.SGD(groups, lr, momentum=momentum, foreach=True)
+
+
+def _adamw(groups: Groups, lr: float, momentum: float) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, lr, betas=(momentum, 0.999), foreach=True)
+
+
+def _rmsprop(groups: Groups, lr: float, momentum: float) -> torch.optim.Optimizer:
+    return RMSpropTF(groups, lr, momentum=momentum)
+
+
+def _lars(groups: Groups, lr: float, momentum: float) -> torch.optim.Optimizer:
+    """What is not decayed is not adapted either (SimCLR code, lars_optimizer.py)."""
+    decayed, others = groups
+    return LARS([{**decayed, "trust": LARS_TRUST}, others], lr, momentum=momentum)
+
+
+OPTIMIZERS: dict[str, Callable[[Groups, float, float], torch.optim.Optimizer]] = {
+    "sgd": _sgd,
+    "adamw": _adamw,
+    "rmsprop": _rmsprop,
+    "lars": _lars,
+}
+
+
+def parameter_groups(model: nn.Module, config: TrainConfig) -> Groups:
+    """Decayed parameters (kernels) and the others (biases, norms, embeddings of positions), in the model's order.
+
+    A kernel is a matrix or filter named `weight`; position embeddings and class tokens have names of their own.
+    """
     norms = {id(weight) for module in model.modules() if isinstance(module, NORMS) for weight in module.parameters()}
-    trained = [weight for weight in model.parameters() if weight.requires_grad]
-    decayed = [config.decay_norms if id(weight) in norms else weight.ndim > 1 for weight in trained]
+    trained = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+    decayed = [
+        config.decay_norms if id(weight) in norms else weight.ndim > 1 and name.endswith("weight")
+        for name, weight in trained
+    ]
     return [
         {
-            "params": [weight for weight, decays in zip(trained, decayed, strict=True) if decays is kind],
+            "params": [weight for (_, weight), decays in zip(trained, decayed, strict=True) if decays is kind],
             "weight_decay": config.weight_decay if kind else 0.0,
         }
         for kind in (True, False)
@@ -55,6 +89,8 @@ def lr_at(step: int, config: TrainConfig, num_steps: int) -> float:
         return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, num_steps - warmup)))
     if config.schedule == "step":
         return peak * 0.1 ** sum(step >= share * num_steps for share in config.decay_at)
+    if config.schedule == "exponential":
+        return peak * config.decay_rate ** math.floor(step / (config.decay_every * num_steps))
     return peak
 
 
