@@ -38,6 +38,7 @@ BUILDERS: dict[str, Callable[[ModelConfig, int], Network | Classifier]] = {
 NESTED_UNDER = ("state_dict", "model", "model_state_dict", "model_state", "net")
 MAX_PREFIX_PARTS = 4
 MADE_FOR_CLASSES = "head.class_predictor."
+IMAGE_CLASSIFIER = "classifier."  # of joint training, which gives the model a new one
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,8 @@ def load_model(folder: Path) -> tuple[Network | Classifier, dict[str, Any]]:
     card = read_card(folder)
     with torch.random.fork_rng(devices=[]):
         model = BUILDERS[card["kind"]](_model_config(card, folder), card["num_classes"])
+        if card.get("image_classes"):
+            cast(Network, model).add_classifier(len(card["image_classes"]))
     state = read_state(folder / WEIGHTS)
     _refuse_mismatches(model.state_dict(), state, str(folder))
     try:
@@ -227,9 +230,8 @@ def _load_ours(model: Network | Classifier, folder: Path) -> LoadReport:
     state, own = read_state(folder / WEIGHTS), model.state_dict()
     whole = model.kind == card["kind"] != Classifier.kind
     parts = ("",) if whole else ("backbone.", "normalize.", *_same_pyramid(own, state))
-    taken = {name: tensor for name, tensor in state.items() if name.startswith(parts)}
-    if card["num_classes"] != model.num_classes:
-        taken = {name: tensor for name, tensor in taken.items() if not name.startswith(MADE_FOR_CLASSES)}
+    left = (IMAGE_CLASSIFIER,) if card["num_classes"] == model.num_classes else (IMAGE_CLASSIFIER, MADE_FOR_CLASSES)
+    taken = {name: tensor for name, tensor in state.items() if name.startswith(parts) and not name.startswith(left)}
     odd = [name for name in taken if name not in own]
     odd += [name for name in own if whole and name not in state]
     if odd:
