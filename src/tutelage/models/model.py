@@ -114,16 +114,17 @@ class Segmenter(PyramidNetwork):
 
 
 class Classifier(nn.Module):
-    """Backbone, global average pool and one linear layer; its backbone initializes the other networks'."""
+    """Backbone, global average pool, dropout and one linear layer; its backbone initializes the other networks'."""
 
     kind: ClassVar[str] = "classifier"
 
-    def __init__(self, config: ModelConfig, num_classes: int) -> None:
+    def __init__(self, config: ModelConfig, num_classes: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.config = config
         self.num_classes = num_classes
         self.normalize = Normalize()
         self.backbone = _backbone_of(config)
+        self.dropout = nn.Dropout(dropout)
         self.linear = _linear_classifier(self.backbone.channels[-1], num_classes)
 
     def forward(self, images: Tensor, valid: Tensor) -> Tensor:
@@ -170,9 +171,9 @@ def build_segmenter(config: ModelConfig, num_classes: int) -> Segmenter:
     return Segmenter(config, num_classes)
 
 
-def build_classifier(config: ModelConfig, num_classes: int) -> Classifier:
+def build_classifier(config: ModelConfig, num_classes: int, dropout: float = 0.0) -> Classifier:
     """A classifier with the same backbone as the other networks', with random weights."""
-    return Classifier(config, num_classes)
+    return Classifier(config, num_classes, dropout)
 
 
 def _linear_classifier(width: int, num_classes: int) -> nn.Linear:

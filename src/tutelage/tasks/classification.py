@@ -31,10 +31,11 @@ class ClassificationTask:
     model: ModelConfig
     label_smoothing: float
     class_names: tuple[str, ...]
+    dropout: float = 0.0  # before the linear layer
 
     def build_model(self) -> Classifier:
         """A classifier for these classes with random weights, from torch's default generator."""
-        return build_classifier(self.model, len(self.class_names))
+        return build_classifier(self.model, len(self.class_names), self.dropout)
 
     def assign(self, batch: Batch, ignored: Literal["mask", "drop"] = "mask") -> ClassTargets:
         """Targets of a batch with labels; nothing is ignored here."""
