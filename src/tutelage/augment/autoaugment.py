@@ -1,7 +1,8 @@
-"""The AutoAugment policies v0 to v3 for detection, as published.
+"""The AutoAugment policies v0 to v3 for detection and v0 for classification, as published.
 
-Source: TPU detection code, utils/autoaugment_utils.py; v0 is the policy of arXiv:1906.11172. Of the
-sub-policies one is drawn uniformly for an image; its operations (name, probability, level 0 to 10) run in order.
+Source: TPU detection code, utils/autoaugment_utils.py, and for classification efficientnet/autoaugment.py; v0 of
+detection is the policy of arXiv:1906.11172. Of the sub-policies one is drawn uniformly for an image; its operations
+(name, probability, level 0 to 10) run in order.
 Names are the published ones: `_BBox` moves boxes along, `_Only_BBoxes` changes the picture inside boxes alone.
 """
 
@@ -73,3 +74,31 @@ V3: tuple[SubPolicy, ...] = (
 )
 
 POLICIES: dict[str, tuple[SubPolicy, ...]] = {"v0": V0, "v1": V1, "v2": V2, "v3": V3}
+
+IMAGENET_V0: tuple[SubPolicy, ...] = (
+    (("Equalize", 0.8, 1), ("ShearY", 0.8, 4)),
+    (("Color", 0.4, 9), ("Equalize", 0.6, 3)),
+    (("Color", 0.4, 1), ("Rotate", 0.6, 8)),
+    (("Solarize", 0.8, 3), ("Equalize", 0.4, 7)),
+    (("Solarize", 0.4, 2), ("Solarize", 0.6, 2)),
+    (("Color", 0.2, 0), ("Equalize", 0.8, 8)),
+    (("Equalize", 0.4, 8), ("SolarizeAdd", 0.8, 3)),
+    (("ShearX", 0.2, 9), ("Rotate", 0.6, 8)),
+    (("Color", 0.6, 1), ("Equalize", 1.0, 2)),
+    (("Invert", 0.4, 9), ("Rotate", 0.6, 0)),
+    (("Equalize", 1.0, 9), ("ShearY", 0.6, 3)),
+    (("Color", 0.4, 7), ("Equalize", 0.6, 0)),
+    (("Posterize", 0.4, 6), ("AutoContrast", 0.4, 7)),
+    (("Solarize", 0.6, 8), ("Color", 0.6, 9)),
+    (("Solarize", 0.2, 4), ("Rotate", 0.8, 9)),
+    (("Rotate", 1.0, 7), ("TranslateY", 0.8, 9)),
+    (("ShearX", 0.0, 0), ("Solarize", 0.8, 4)),
+    (("ShearY", 0.8, 0), ("Color", 0.6, 4)),
+    (("Color", 1.0, 0), ("Rotate", 0.6, 2)),
+    (("Equalize", 0.8, 4), ("Equalize", 0.0, 8)),
+    (("Equalize", 1.0, 4), ("AutoContrast", 0.6, 2)),
+    (("ShearY", 0.4, 7), ("SolarizeAdd", 0.6, 7)),
+    (("Posterize", 0.8, 2), ("Solarize", 0.6, 10)),
+    (("Solarize", 0.6, 8), ("Equalize", 0.6, 1)),
+    (("Color", 0.8, 6), ("Rotate", 0.4, 5)),
+)

@@ -1,14 +1,15 @@
 """Every named operation: its parameter at a level, and what it does to pixels or to the plane.
 
-Sources: TPU detection code, utils/autoaugment_utils.py; arXiv:1909.13719 (RandAugment). Color operations are
-Pillow's (`ImageOps`, `ImageEnhance`), within one gray value. All that map values alone are tables of 256 entries;
-a run of them is merged and costs one histogram and one pass.
+Sources: TPU detection code, utils/autoaugment_utils.py; arXiv:1909.13719 (RandAugment); arXiv:2002.05709 (SimCLR).
+Color operations are Pillow's (`ImageOps`, `ImageEnhance`), hue and blur are torchvision's, within one gray value. All
+that map values alone are tables of 256 entries; a run of them is merged and costs one histogram and one pass.
 
 Legend: H x W pixels, always uint8 RGB.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -158,8 +159,27 @@ def _sharpness(pixels: Pixels, factor: float) -> Pixels:
     return filtered
 
 
-MIXERS: dict[str, Callable[[Pixels, float], Pixels]] = {"Color": _saturation, "Sharpness": _sharpness}
-COLOR_OPERATIONS = frozenset({*VALUE_TABLES, *PICTURE_TABLES, *MIXERS})
+def _turned_hue(pixels: Pixels, turn: float) -> Pixels:
+    """Hue moved by a part of the circle. In float32: 8 bits for a hue would cost up to six gray values."""
+    hsv = np.asarray(cv2.cvtColor(cv2.LUT(pixels, VALUES), cv2.COLOR_RGB2HSV), np.float32)
+    hsv[..., 0] += 360 * (turn % 1)  # OpenCV goes on round the circle, but not backwards
+    return np.asarray(cv2.convertScaleAbs(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)), np.uint8)
+
+
+def _blurred(pixels: Pixels, sigma: float) -> Pixels:
+    """Gaussian, its kernel a tenth of the height (google-research/simclr, data_util.py) where it reaches that far."""
+    radius = min(pixels.shape[0] // 10 // 2, math.ceil(4 * sigma))
+    kernel = cv2.getGaussianKernel(2 * radius + 1, sigma)
+    return np.asarray(cv2.sepFilter2D(pixels, -1, kernel, kernel), np.uint8)
+
+
+MIXERS: dict[str, Callable[[Pixels, float], Pixels]] = {
+    "Color": _saturation,
+    "Sharpness": _sharpness,
+    "Hue": _turned_hue,
+    "GaussianBlur": _blurred,
+}
+COLOR_OPERATIONS = AMOUNTS.keys() & {*VALUE_TABLES, *PICTURE_TABLES, *MIXERS}  # that policies draw, by levels
 
 
 def run_canvas_ops(pixels: Pixels, operations: Sequence[ColorOperation | Hole], covered: Covered) -> Pixels:

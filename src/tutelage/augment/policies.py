@@ -1,4 +1,4 @@
-"""Decides what an image undergoes: S1 to S4 of arXiv:2006.06882, evaluation, and classification.
+"""Decides what an image undergoes: S1 to S4 of arXiv:2006.06882, evaluation, classification, and SimCLR's views.
 
 All randomness comes from the generator that is handed in; all geometry of an image becomes one matrix.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from tutelage.augment.autoaugment import POLICIES, SubPolicy
+from tutelage.augment.autoaugment import IMAGENET_V0, POLICIES, SubPolicy
 from tutelage.augment.ops import (
     BOX_REACH,
     CLASSIFICATION_REACH,
@@ -24,12 +24,13 @@ from tutelage.augment.ops import (
     amount_at,
 )
 from tutelage.augment.plan import BoxOperation, ColorOperation, Hole, Plan
-from tutelage.config import AugmentConfig, PretrainConfig
+from tutelage.config import AugmentConfig, JointConfig, PretrainConfig
 from tutelage.ops import affine
 from tutelage.ops.affine import Matrix
 from tutelage.types import NOT_IGNORED, Boxes
 
 Size = tuple[int, int]  # (height, width)
+Classified = PretrainConfig | JointConfig  # how classified images are trained on
 
 # The paper does not say which operations S4 draws from. Our choice: the ten box-aware ones of the EfficientDet code
 # (google/automl, efficientdet/aug/autoaugment.py), the nearest to the paper in time and authorship.
@@ -68,6 +69,13 @@ BOX_ONLY, WITH_BOXES = "_Only_BBoxes", "_BBox"
 CLASSIFICATION_SIDE = 224  # pixels that the classification distances are meant for
 CENTER_CROP = 0.875  # of the short side, TPU code, classification_parser.py
 
+# Color jitter at strength 1, and probabilities (arXiv:2002.05709, app. A; google-research/simclr, data_util.py).
+# Brightness is a factor as in the v2 form of that code and in the paper's PyTorch listing; v1 added to the values.
+COLOR_JITTER = {"Brightness": 0.8, "Contrast": 0.8, "Color": 0.8, "Hue": 0.2}
+JITTERED, GRAYED = 0.8, 0.2
+BLUR_SIGMAS = (0.1, 2.0)  # pixels
+GRAY = ColorOperation("Color", 0.0)
+
 
 def draw_plan(config: AugmentConfig, rng: np.random.Generator, size: Size, canvas: Size, boxes: Boxes | None) -> Plan:
     """What a training image of `size` undergoes on its way to `canvas`.
@@ -101,24 +109,39 @@ def evaluation_plan(size: Size, canvas: Size) -> Plan:
     return Plan(_resize(size, resized), canvas, resized)
 
 
-def classification_plan(config: PretrainConfig, rng: np.random.Generator, size: Size) -> Plan:
-    """Random-resized crop, flip and RandAugment, to a square canvas.
+def classification_plan(config: Classified, rng: np.random.Generator, size: Size) -> Plan:
+    """Random-resized crop, flip and the policy, to a square canvas.
 
-    The distances of RandAugment are meant for 224 pixels and follow the canvas. What they vacate shows
+    The distances of policies are meant for 224 pixels and follow the canvas. What they vacate shows
     the surroundings of the crop where there are any.
     """
     canvas = (config.size, config.size)
-    left, top, width, height = _random_region(rng, size, config.least_area)
-    to_canvas = affine.scaling(config.size / width, config.size / height) @ affine.translation(-left, -top)
-    if rng.random() < 0.5:
-        to_canvas = affine.horizontal_flip(config.size) @ to_canvas
-    reach = _scaled(CLASSIFICATION_REACH, config.size / CLASSIFICATION_SIDE)
+    to_canvas = _random_resized_crop(config, rng, size)
+    # TPU code, efficientnet/autoaugment.py, has two sets of distances; AutoAugment's is that of detection.
+    reach = IMAGE_REACH if config.policy == "autoaugment" else CLASSIFICATION_REACH
+    reach = _scaled(reach, config.size / CLASSIFICATION_SIDE)
     draft = _Draft(rng, canvas, np.zeros((0, 4)), reach, reach, geometry=to_canvas)
-    draft.run_rand_augment(RAND_AUGMENT_CLASSIFICATION, config.layers, config.magnitude)
+    if config.policy == "autoaugment":
+        draft.run_auto_augment(IMAGENET_V0)
+    elif config.policy == "randaugment":
+        draft.run_rand_augment(RAND_AUGMENT_CLASSIFICATION, config.layers, config.magnitude)
     return draft.plan(affine.identity(), canvas, canvas)
 
 
-def classification_evaluation_plan(config: PretrainConfig, size: Size) -> Plan:
+def simclr_plan(pretrain: PretrainConfig, rng: np.random.Generator, size: Size) -> Plan:
+    """One of SimCLR's views: random-resized crop, flip, color jitter, gray and blur, to a square canvas."""
+    canvas = (pretrain.size, pretrain.size)
+    matrix = _random_resized_crop(pretrain, rng, size)
+    operations = _color_jitter(pretrain.simclr.color_strength, rng) if rng.random() < JITTERED else []
+    if rng.random() < GRAYED:
+        operations.append(GRAY)
+    if rng.random() < pretrain.simclr.blur:
+        operations.append(ColorOperation("GaussianBlur", rng.uniform(*BLUR_SIGMAS)))
+    drawn = tuple((operation.name, operation.amount) for operation in operations)
+    return Plan(matrix, canvas, canvas, canvas_ops=tuple(operations), drawn=drawn)
+
+
+def classification_evaluation_plan(config: Classified, size: Size) -> Plan:
     """The central square, 0.875 of the short side, resized to the canvas."""
     left, top, width, height = _central_region(size)
     matrix = affine.scaling(config.size / width, config.size / height) @ affine.translation(-left, -top)
@@ -225,6 +248,24 @@ def _jittered_crop(
     top, left = (int(rng.random() * max(0, there - fits)) for there, fits in zip(resized, canvas, strict=True))
     valid = min(resized[0], canvas[0]), min(resized[1], canvas[1])
     return affine.translation(-left, -top) @ _resize(size, resized), valid
+
+
+def _random_resized_crop(config: Classified, rng: np.random.Generator, size: Size) -> Matrix:
+    """Original -> square canvas: a random region resized, and flipped half of the time."""
+    left, top, width, height = _random_region(rng, size, config.least_area)
+    matrix = affine.scaling(config.size / width, config.size / height) @ affine.translation(-left, -top)
+    return affine.horizontal_flip(config.size) @ matrix if rng.random() < 0.5 else matrix
+
+
+def _color_jitter(strength: float, rng: np.random.Generator) -> list[ColorOperation]:
+    """The four operations in random order; factors lie around 1 and end at 0, turns of the hue around 0."""
+    operations = []
+    for place in rng.permutation(len(COLOR_JITTER)):
+        name, reach = list(COLOR_JITTER.items())[place]
+        reach *= strength
+        low, high = (-reach, reach) if name == "Hue" else (max(0.0, 1 - reach), 1 + reach)
+        operations.append(ColorOperation(name, rng.uniform(low, high)))
+    return operations
 
 
 def _random_region(rng: np.random.Generator, size: Size, least_area: float) -> tuple[float, float, float, float]:

@@ -8,6 +8,7 @@ from tutelage.data.loader.streams import (
     classification_evaluation_batches,
     evaluation_batches,
     train_batches,
+    view_batches,
 )
 
 __all__ = [
@@ -20,4 +21,5 @@ __all__ = [
     "shown_boxes",
     "shown_mask",
     "train_batches",
+    "view_batches",
 ]

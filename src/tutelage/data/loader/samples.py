@@ -1,12 +1,13 @@
 """From rows of an index to samples and batches; what loader workers run.
 
-Legend: B images, V views (1 here), N boxes, H x W canvas.
+Legend: B images, V views, N boxes, H x W canvas.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -36,13 +37,17 @@ class TrainSamples:
     draw_plan: DrawPlan
     rng_of: Callable[[int, int], np.random.Generator]  # (epoch, row)
     targets: Targets
+    views: int = 1  # plans drawn for an image, one after the other
 
     def __getitem__(self, key: Key) -> Sample | InputError:
         try:
             rng = self.rng_of(*key)
-            return _sample(self.pictures, key[1], lambda size, boxes: self.draw_plan(rng, size, boxes), self.targets)
+            return _sample(self.pictures, key[1], partial(self._plans, rng), self.targets)
         except InputError as error:
             return error
+
+    def _plans(self, rng: np.random.Generator, size: Size, boxes: Boxes | None) -> list[Plan]:
+        return [self.draw_plan(rng, size, boxes) for _ in range(self.views)]
 
 
 @dataclass(frozen=True)
@@ -56,25 +61,30 @@ class EvaluationSamples:
 
     def __getitem__(self, row: int) -> Sample | Skipped | InputError:
         try:
-            return _sample(self.pictures, row, lambda size, _: self.plan_for(size), self.targets)
+            return _sample(self.pictures, row, lambda size, _: [self.plan_for(size)], self.targets)
         except InputError as error:
             return Skipped(row, str(error)) if self.tolerant else error
 
 
-def _sample(pictures: Pictures, row: int, plan_for: Callable[[Size, Boxes | None], Plan], targets: Targets) -> Sample:
+def _sample(
+    pictures: Pictures, row: int, plans_for: Callable[[Size, Boxes | None], Sequence[Plan]], targets: Targets
+) -> Sample:
+    """All views of an image, which is decoded once; targets are of the first."""
     index, info = pictures.index, pictures.info(row)
     boxes = shown_boxes(index, row, pictures.data, info) if targets == "boxes" else None
     mask = pictures.mask(row) if targets == "masks" else None
-    plan = plan_for(info.shown_size, boxes)
-    warped = apply(plan, pictures.pixels(row, plan.min_scale), info.shown_size, boxes, mask)
+    plans = plans_for(info.shown_size, boxes)
+    pixels = pictures.pixels(row, max(plan.min_scale for plan in plans))
+    first = apply(plans[0], pixels, info.shown_size, boxes, mask)
+    views = [first, *(apply(plan, pixels, info.shown_size) for plan in plans[1:])]
     return Sample(
         image_id=row,
-        images=warped.pixels[None],
-        matrix=plan.matrix[None],
+        images=first.pixels[None] if len(views) == 1 else np.stack([view.pixels for view in views]),
+        matrix=np.stack([plan.matrix for plan in plans]),
         size=info.shown_size,
-        valid=np.array([warped.valid], np.int64),
-        boxes=warped.boxes,
-        mask=warped.mask,
+        valid=np.array([view.valid for view in views], np.int64),
+        boxes=first.boxes,
+        mask=first.mask,
         label=index.image_class(row) if targets == "label" else None,
     )
 

@@ -21,7 +21,14 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from tutelage.augment.plan import Plan
-from tutelage.augment.policies import classification_evaluation_plan, classification_plan, draw_plan, evaluation_plan
+from tutelage.augment.policies import (
+    Classified,
+    classification_evaluation_plan,
+    classification_plan,
+    draw_plan,
+    evaluation_plan,
+    simclr_plan,
+)
 from tutelage.config import AugmentConfig, DataConfig, PretrainConfig
 from tutelage.data.index import Index
 from tutelage.data.loader.order import Order, sample_rng
@@ -80,10 +87,17 @@ def train_batches(
 
 
 def classification_batches(
-    index: Index, *, data: DataConfig, pretrain: PretrainConfig, **options: Unpack[StreamOptions]
+    index: Index, *, data: DataConfig, pretrain: Classified, **options: Unpack[StreamOptions]
 ) -> Iterator[list[Batch]]:
     """The same of a set of classified images, with `Batch.labels`."""
     return _train_stream(index, data, partial(_classification_plan, pretrain), "label", None, **options)
+
+
+def view_batches(
+    index: Index, *, data: DataConfig, pretrain: PretrainConfig, **options: Unpack[StreamOptions]
+) -> Iterator[list[Batch]]:
+    """The same of images without labels: two of SimCLR's views of each, (B, 2, 3, S, S), no targets."""
+    return _train_stream(index, data, partial(_simclr_plan, pretrain), "none", None, views=2, **options)
 
 
 def evaluation_batches(
@@ -119,7 +133,7 @@ def evaluation_batches(
 def classification_evaluation_batches(
     index: Index,
     *,
-    pretrain: PretrainConfig,
+    pretrain: Classified,
     data: DataConfig,
     device_batch_size: int,
     rows: NDArray[np.int64] | None = None,
@@ -137,8 +151,12 @@ def _task_plan(augment: AugmentConfig, canvas: Size, rng: np.random.Generator, s
     return draw_plan(augment, rng, size, canvas, boxes)
 
 
-def _classification_plan(pretrain: PretrainConfig, rng: np.random.Generator, size: Size, boxes: Boxes | None) -> Plan:
+def _classification_plan(pretrain: Classified, rng: np.random.Generator, size: Size, boxes: Boxes | None) -> Plan:
     return classification_plan(pretrain, rng, size)
+
+
+def _simclr_plan(pretrain: PretrainConfig, rng: np.random.Generator, size: Size, boxes: Boxes | None) -> Plan:
+    return simclr_plan(pretrain, rng, size)
 
 
 def _evaluation_plan(canvas: Size, size: Size) -> Plan:
@@ -151,6 +169,7 @@ def _train_stream(
     draw_plan: DrawPlan,
     targets: Targets,
     mask_size: Size | None,
+    views: int = 1,
     **options: Unpack[StreamOptions],
 ) -> Iterator[list[Batch]]:
     if not len(index):
@@ -158,7 +177,7 @@ def _train_stream(
     order = Order(**{name: options[name] for name in Order.__dataclass_fields__})  # type: ignore[literal-required]
     rng_of = partial(sample_rng, options["seed"], options["round"], options["stream"])
     pictures = Pictures(index, data, options["cache_megabytes"], mask_size)
-    samples = TrainSamples(pictures, draw_plan, rng_of, targets)
+    samples = TrainSamples(pictures, draw_plan, rng_of, targets, views)
     keys = order.micro_batch_keys(len(index))
     batches = _loaded(samples, keys, collate_training, options["workers"], pin=options["pin"])
     return _grouped(batches, options["micro_batches"])
