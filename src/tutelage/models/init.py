@@ -11,6 +11,7 @@ import pickle
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -23,6 +24,7 @@ from torch import Tensor
 from tutelage.config import ModelConfig
 from tutelage.files import read_json, write_json
 from tutelage.models.backbones import pretrained_weights
+from tutelage.models.embedder import Embedder
 from tutelage.models.model import Classifier, Network, build_classifier, build_detector, build_segmenter
 from tutelage.models.tensors import save_tensors
 from tutelage.types import InputError
@@ -30,10 +32,13 @@ from tutelage.types import InputError
 TORCH_BEGINNINGS = (b"PK", b"\x80\x02")  # a zip archive, and what torch.save wrote before it
 WEIGHTS, CARD = "model.safetensors", "model.json"
 FORMAT = 1
-BUILDERS: dict[str, Callable[[ModelConfig, int], Network | Classifier]] = {
+Model = Network | Classifier | Embedder
+BUILDERS: dict[str, Callable[[ModelConfig, int], Model]] = {
     "detector": build_detector,
     "segmenter": build_segmenter,
     "classifier": build_classifier,
+    "embedder-2": partial(Embedder, layers=2),
+    "embedder-3": partial(Embedder, layers=3),
 }
 NESTED_UNDER = ("state_dict", "model", "model_state_dict", "model_state", "net")
 MAX_PREFIX_PARTS = 4
@@ -59,7 +64,7 @@ class LoadReport:
         return f"{self.source}: {counts if self.source != 'random' else 'nothing loaded'}"
 
 
-def initialize(model: Network | Classifier, init: str, *, backbone_name: str) -> LoadReport:
+def initialize(model: Model, init: str, *, backbone_name: str) -> LoadReport:
     """Loads what `init` says into a model with random weights, pixel statistics included.
 
     Args:
@@ -106,7 +111,7 @@ def init_digest(init: str) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else init
 
 
-def save_model(folder: Path, model: Network | Classifier, card: Mapping[str, Any]) -> None:
+def save_model(folder: Path, model: Model, card: Mapping[str, Any]) -> None:
     """Writes a model folder; `card` (class names, task, ...) joins what rebuilding needs in model.json.
 
     Raises:
@@ -126,7 +131,7 @@ def save_model(folder: Path, model: Network | Classifier, card: Mapping[str, Any
     write_json(folder / CARD, {**card, **rebuild})
 
 
-def load_model(folder: Path) -> tuple[Network | Classifier, dict[str, Any]]:
+def load_model(folder: Path) -> tuple[Model, dict[str, Any]]:
     """The model of a folder, in float32 on the CPU, and its card; leaves torch's random state alone.
 
     Raises:
@@ -219,7 +224,7 @@ def _tensors_of(content: Any, path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _load_ours(model: Network | Classifier, folder: Path) -> LoadReport:
+def _load_ours(model: Model, folder: Path) -> LoadReport:
     card = read_card(folder)
     theirs, ours = card["model"]["backbone"], model.config.backbone
     if theirs != ours:
@@ -251,7 +256,7 @@ def _same_pyramid(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> tup
     return (prefix,) if ours == theirs else ()
 
 
-def _load_backbone(model: Network | Classifier, state: Mapping[str, Tensor], source: str) -> LoadReport:
+def _load_backbone(model: Model, state: Mapping[str, Tensor], source: str) -> LoadReport:
     """Loads a foreign state dict into the backbone's body, under whatever prefix matches most of its tensors."""
     own = model.backbone.body.state_dict()
     renamed = _without_prefix(own, state)
