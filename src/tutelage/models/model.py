@@ -17,9 +17,16 @@ from tutelage.models.backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone, bui
 from tutelage.models.heads import RetinaNetHead, SegmentationHead
 from tutelage.models.nasfpn import LEVELS, NASFPN
 from tutelage.models.pyramids import FPN, FUSED_LEVEL, LAST_BACKBONE_LEVEL
+from tutelage.models.spinenet import SPINENETS, SpineNet
 from tutelage.types import InputError
 
-PYRAMIDS: dict[str, Callable[[Sequence[int], ModelConfig], nn.Module]] = {"fpn": FPN, "nas-fpn": NASFPN}
+PYRAMIDS: dict[str, Callable[[Sequence[int], ModelConfig], nn.Module]] = {
+    "fpn": FPN,
+    "nas-fpn": NASFPN,
+    "none": nn.Identity,
+}
+WIRED = {"nas-fpn": "a nas-fpn", "none": "a SpineNet"}
+"""What is made for fixed levels, by `model.pyramid`."""
 MASK_STRIDE = 2**FUSED_LEVEL
 """Canvas pixels a cell of a segmenter's logits."""
 
@@ -138,17 +145,22 @@ Network = RetinaNet | Segmenter
 
 
 def pooled(features: Sequence[Tensor]) -> Tensor:
-    """(B, C) global averages of the last stage."""
-    return features[-1].mean(dim=(2, 3))
+    """The global average (B, C) of a backbone's last map.
+
+    Of a SpineNet, whose maps are all last ones, the mean over the averages of its five: as if they were enlarged to the
+    finest and averaged (TPU detection code, heads.py).
+    """
+    levels = features if len(features) == len(LEVELS) else features[-1:]
+    return torch.stack([level.mean(dim=(2, 3)) for level in levels]).mean(dim=0)
 
 
 def canvas_stride(config: ModelConfig) -> int:
     """What both sides of a canvas must be multiples of.
 
-    A nas-fpn repeats and pools pixels by whole factors between all its levels; an fpn never looks back from the levels
-    above the backbone's, which may be rounded up.
+    A nas-fpn and a SpineNet repeat and pool pixels by whole factors between all their levels; an fpn never looks back
+    from the levels above the backbone's, which may be rounded up.
     """
-    return 1 << (LEVELS[-1] if config.pyramid == "nas-fpn" else min(config.max_level, LAST_BACKBONE_LEVEL))
+    return 1 << (min(config.max_level, LAST_BACKBONE_LEVEL) if config.pyramid == "fpn" else LEVELS[-1])
 
 
 def build_detector(config: ModelConfig, num_classes: int) -> RetinaNet:
@@ -183,7 +195,15 @@ def _linear_classifier(width: int, num_classes: int) -> nn.Linear:
     return linear
 
 
-def _backbone_of(config: ModelConfig) -> Backbone:
+def _backbone_of(config: ModelConfig) -> Backbone | SpineNet:
+    if config.backbone in SPINENETS:
+        return SpineNet(
+            config.backbone,
+            endpoint_width=config.pyramid_width,
+            drop_path=config.drop_path,
+            activation=config.activation,
+            norm=config.norm,
+        )
     levels = range(config.min_level, min(config.max_level, LAST_BACKBONE_LEVEL) + 1)
     norm = config.norm if config.backbone_norm == "shared" else None
     return build_backbone(config.backbone, levels=levels, drop_path=config.drop_path, norm=norm)
@@ -196,15 +216,22 @@ def _check_levels(config: ModelConfig) -> None:
             f"model.min_level: {config.min_level} is above model.max_level {config.max_level}; "
             "it must be at most that. Change one of them."
         )
-    if config.pyramid == "nas-fpn" and (config.min_level, config.max_level) != (LEVELS[0], LEVELS[-1]):
+    if (config.backbone in SPINENETS) != (config.pyramid == "none"):
         raise InputError(
-            f"model.pyramid: a nas-fpn is wired for levels {LEVELS[0]} to {LEVELS[-1]}; model.min_level and "
-            f"max_level are {config.min_level} and {config.max_level}. Set them so, or model.pyramid=fpn."
+            f"model.pyramid: {config.pyramid} on {config.backbone}; a SpineNet ({', '.join(SPINENETS)}) is its own "
+            "pyramid and has none, every other backbone needs one. Set model.pyramid=none for a SpineNet, else fpn "
+            "or nas-fpn."
+        )
+    if config.pyramid != "fpn" and (config.min_level, config.max_level) != (LEVELS[0], LEVELS[-1]):
+        raise InputError(
+            f"model.pyramid: {WIRED[config.pyramid]} is wired for levels {LEVELS[0]} to {LEVELS[-1]}; model.min_level "
+            f"and max_level are {config.min_level} and {config.max_level}. Set them so, or take a backbone with "
+            "model.pyramid=fpn."
         )
     stride = canvas_stride(config)
     if any(side % stride for side in config.canvas):
+        coarsest = "the backbone" if config.pyramid == "fpn" else f"the coarsest level of {WIRED[config.pyramid]}"
         raise InputError(
             f"model.canvas: {config.canvas[0]} x {config.canvas[1]}; both sides must be multiples of {stride}, the "
-            f"stride of {'the backbone' if config.pyramid == 'fpn' else 'the coarsest level of a nas-fpn'}. "
-            f"Round them, for example to {[-(-side // stride) * stride for side in config.canvas]}."
+            f"stride of {coarsest}. Round them, for example to {[-(-side // stride) * stride for side in config.canvas]}."
         )
