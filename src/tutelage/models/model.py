@@ -233,5 +233,6 @@ def _check_levels(config: ModelConfig) -> None:
         coarsest = "the backbone" if config.pyramid == "fpn" else f"the coarsest level of {WIRED[config.pyramid]}"
         raise InputError(
             f"model.canvas: {config.canvas[0]} x {config.canvas[1]}; both sides must be multiples of {stride}, the "
-            f"stride of {coarsest}. Round them, for example to {[-(-side // stride) * stride for side in config.canvas]}."
+            f"stride of {coarsest}. Round them, for example to "
+            f"{[-(-side // stride) * stride for side in config.canvas]}."
         )
