@@ -20,8 +20,9 @@ from tutelage.types import Batch, Prediction
 class ClassTargets(NamedTuple):
     """The classes of a batch, and the count that its loss is divided by."""
 
-    labels: Tensor  # (B,) int64
+    labels: Tensor  # (B,) int64, or (B, K) probabilities
     num_positives: Tensor  # () int64: every image counts
+    smoothing: float  # share of the target spread over all classes
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,16 @@ class ClassificationTask:
     def assign(self, batch: Batch, ignored: Literal["mask", "drop"] = "mask") -> ClassTargets:
         """Targets of a batch with labels; nothing is ignored here."""
         assert batch.labels is not None, "classification is trained on batches with labels"
-        return ClassTargets(batch.labels, torch.tensor(len(batch), device=batch.labels.device))
+        return ClassTargets(batch.labels, _count(batch.labels), self.label_smoothing)
+
+    def assign_probabilities(self, probabilities: Tensor) -> ClassTargets:
+        """Targets (B, K) that a teacher gave; they are soft as they are."""
+        return ClassTargets(probabilities, _count(probabilities), 0.0)
 
     def loss_sums(self, outputs: Tensor, batch: Batch, targets: ClassTargets) -> dict[str, Tensor]:
         """Cross-entropy of logits (B, K), summed over the batch, in float32 at least."""
         wide = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
-        loss = F.cross_entropy(wide, targets.labels, reduction="sum", label_smoothing=self.label_smoothing)
+        loss = F.cross_entropy(wide, targets.labels, reduction="sum", label_smoothing=targets.smoothing)
         return {"class": loss}
 
     def normalizer(self, counts: Tensor) -> Tensor:
@@ -64,3 +69,7 @@ class ClassificationTask:
             Prediction(int(image_id), (int(height), int(width)), probabilities=row)
             for image_id, (height, width), row in zip(batch.image_ids, batch.sizes, probabilities, strict=True)
         ]
+
+
+def _count(labels: Tensor) -> Tensor:
+    return torch.tensor(len(labels), device=labels.device)

@@ -1,4 +1,4 @@
-"""The kinds of stores: what differs between pseudo-boxes and pseudo-masks, behind one interface."""
+"""The kinds of stores: what differs between pseudo-boxes, -masks and -classes, behind one interface."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tutelage.config import PseudoConfig
 from tutelage.data.index import Index
 from tutelage.data.pseudo.boxes import BoxKind
+from tutelage.data.pseudo.classes import ClassKind
 from tutelage.data.pseudo.masks import MaskKind
 from tutelage.data.pseudo.tables import Columns, Found, Layout, Limits
 from tutelage.types import Annotation, Prediction
@@ -58,4 +59,4 @@ class Kind(Protocol):
         ...
 
 
-KINDS: Mapping[Annotation, Kind] = {"boxes": BoxKind(), "masks": MaskKind()}
+KINDS: Mapping[Annotation, Kind] = {"boxes": BoxKind(), "masks": MaskKind(), "classes": ClassKind()}
