@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from timm.data.auto_augment import auto_augment_policy_v0
 
-from tutelage.augment.autoaugment import POLICIES
+from tutelage.augment.autoaugment import IMAGENET_V0, POLICIES
 from tutelage.augment.ops import AMOUNTS
 from tutelage.augment.plan import ColorOperation, Hole, Plan
 from tutelage.augment.policies import (
@@ -18,7 +19,7 @@ from tutelage.augment.policies import (
     draw_plan,
     evaluation_plan,
 )
-from tutelage.config import AugmentConfig, PretrainConfig
+from tutelage.config import AugmentConfig, JointConfig, PretrainConfig
 from tutelage.ops import affine
 from tutelage.types import IGNORE_REGION, Boxes
 
@@ -270,3 +271,41 @@ def test_classification_draws_from_its_sixteen_operations() -> None:
     widest = max(float(np.linalg.norm(corners[0] - corners[2])) for corners in holes)
     # int(40 x 112 / 224 x 0.9) = 18 is half the side on a canvas of 112; a shear or turn after it stretches a diagonal
     assert 36 * 2**0.5 * 0.9 <= widest <= 36 * 2**0.5 * 1.35
+
+
+def test_the_imagenet_policy_is_the_published_one() -> None:
+    """timm copied the table of the TPU code too; its one translation is told in parts of the image instead."""
+    theirs = auto_augment_policy_v0({})  # type: ignore[no-untyped-call]
+    ours = [[(name.replace("TranslateY", "TranslateYRel"), *rest) for name, *rest in pair] for pair in IMAGENET_V0]
+    assert ours == [[(step.name, step.prob, step.magnitude) for step in pair] for pair in theirs]
+    assert len(IMAGENET_V0) == 25 and IMAGENET_V0[15] == (("Rotate", 1.0, 7), ("TranslateY", 0.8, 9))
+
+
+def test_imagenet_operations_come_as_often_as_the_table_says() -> None:
+    config, count = PretrainConfig(size=224, policy="autoaugment"), 4000
+    drawn = [classification_plan(config, np.random.default_rng(seed), SIZE).drawn for seed in range(count)]
+    found = Counter(name for plan in drawn for name, _ in plan)
+    for name in {name for sub_policy in IMAGENET_V0 for name, *_ in sub_policy}:
+        expected = sum(chance for sub_policy in IMAGENET_V0 for entry, chance, _ in sub_policy if entry == name) / 25
+        assert found[name] / count == pytest.approx(expected, abs=4.5 * (expected / count) ** 0.5), name
+    amounts = {name: {abs(amount) for plan in drawn for entry, amount in plan if entry == name} for name in found}
+    # level 9 of 250 pixels, 3 and 7 of 110 gray values, 0, 2, 5, 7, 8 and 9 of 30 degrees
+    assert amounts["TranslateY"] == {225.0} and amounts["SolarizeAdd"] == {33.0, 77.0}
+    assert sorted(amounts["Rotate"]) == pytest.approx([0, 6, 15, 21, 24, 27])
+    assert amounts["Solarize"] == {51.0, 76.0, 102.0, 204.0, 256.0}
+
+
+def test_classification_without_a_policy_crops_and_flips_alone() -> None:
+    for config in (PretrainConfig(size=64, policy="none"), JointConfig(size=64)):
+        drawn = [classification_plan(config, np.random.default_rng(seed), SIZE) for seed in range(40)]
+        assert all(plan.canvas_ops == () and plan.drawn == () for plan in drawn)
+        assert {bool(plan.matrix[0, 0] < 0) for plan in drawn} == {True, False}
+        assert all(plan.matrix[0, 1] == plan.matrix[1, 0] == 0 for plan in drawn)
+
+
+def test_the_crop_and_the_draws_of_rand_augment_stay_as_they_were() -> None:
+    """What is published of a seed can be had again: crop, flip and operations are drawn in this order."""
+    plan = classification_plan(PretrainConfig(), np.random.default_rng(0), (300, 400))
+    assert dict(plan.drawn) == pytest.approx({"Brightness": 1.72, "Sharpness": 1.72})
+    expected = [[1.24271845, 0.0, -64.62135922], [0.0, 0.93430657, -124.26277372], [0.0, 0.0, 1.0]]
+    np.testing.assert_allclose(plan.matrix, expected, atol=1e-6)
