@@ -18,7 +18,7 @@ from torch import Tensor
 IGNORE = 255
 """Mask value of pixels without a label: not trained on, not scored."""
 
-Annotation = Literal["boxes", "masks", "classes"]
+Annotation = Literal["boxes", "masks"]
 """What images are annotated with, by people or by a teacher."""
 
 NOT_IGNORED, IGNORE_REGION, IGNORE_BOX = 0, 1, 2

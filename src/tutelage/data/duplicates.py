@@ -9,7 +9,7 @@ Legend: n images, k pairs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Self
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from tutelage.config import DataConfig
 from tutelage.data.index import Index
-from tutelage.data.survey import Prints, fingerprint, survey, working_size
+from tutelage.data.survey import THUMBNAIL, Prints, fingerprint, survey, working_size
 
 MAX_BITS = 8  # of 64 that may differ
 MAX_MEAN = 4.0  # mean difference of thumbnails, of 255
@@ -78,6 +78,14 @@ class HashBook:
     def build(cls, index: Index, data: DataConfig) -> Self:
         """The book of the images of `index`."""
         return cls(survey(index, data).prints)
+
+    @classmethod
+    def of_pictures(cls, pictures: Iterable[NDArray[np.uint8]]) -> Self:
+        """The book of pictures (h, w, 3) as they are given, say cropped."""
+        looks = [fingerprint(working_size(np.ascontiguousarray(picture))) for picture in pictures]
+        codes = np.array([code for code, _ in looks], np.uint64)
+        thumbnails = np.array([thumbnail for _, thumbnail in looks], np.uint8).reshape(-1, THUMBNAIL, THUMBNAIL)
+        return cls(Prints(np.zeros((len(looks), 2), np.uint64), codes, thumbnails))
 
     def contains(self, pixels: NDArray[np.uint8]) -> bool:
         """Whether the book holds the picture (h, w, 3), at whatever scale it was decoded."""

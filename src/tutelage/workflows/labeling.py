@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -162,7 +163,8 @@ def label_stage(
             num_images=len(pool),
             part_size=config.label.part_size,
         )
-        write_store(stage.folder, manifest, config, task, model, pool, held_out, runtime)
+        label_rows = partial(label_images, config, task, model, pool, held_out, runtime)
+        write_store(stage.folder, manifest, pool, runtime, label_rows)
         return store_record(stage.folder, pool, config)
 
     return run_stage(place, name, key, runtime, work)
@@ -171,18 +173,14 @@ def label_stage(
 def write_store(
     folder: Path,
     manifest: Manifest,
-    config: RunConfig,
-    task: Task,
-    model: nn.Module,
     pool: Index,
-    held_out: tuple[Index, ...],
     runtime: Runtime,
+    label_rows: Callable[[NDArray[np.int64]], Iterator[Outcome]],
 ) -> None:
     """Labels what is not yet in the store; each process takes every `world_size`-th part, the main one ends it."""
     writer = StoreWriter(folder, manifest)
     mine = [part for part in writer.missing_parts() if part % runtime.world_size == runtime.rank]
-    leaks = HashBook.build(join(held_out), config.data) if held_out else None
-    outcomes = label_images(config, task, model, pool, _rows(mine, manifest), leaks, runtime)
+    outcomes = label_rows(_rows(mine, manifest))
     for part, group in groupby(outcomes, key=lambda outcome: outcome.image_id // manifest.part_size):
         writer.write_part(part, group, pool)
     runtime.barrier()
@@ -191,7 +189,7 @@ def write_store(
     runtime.barrier()
 
 
-def _rows(parts: Iterable[int], manifest: Manifest) -> np.ndarray:
+def _rows(parts: Iterable[int], manifest: Manifest) -> NDArray[np.int64]:
     size, total = manifest.part_size, manifest.num_images
     ranges = [np.arange(part * size, min((part + 1) * size, total)) for part in parts]
     return np.concatenate(ranges) if ranges else np.zeros(0, np.int64)
@@ -202,33 +200,48 @@ def label_images(
     task: Task,
     model: nn.Module,
     pool: Index,
-    rows: np.ndarray,
-    leaks: HashBook | None,
+    held_out: tuple[Index, ...],
     runtime: Runtime,
+    rows: NDArray[np.int64],
 ) -> Iterator[Outcome]:
-    """What became of each of `rows` (a prediction, or why there is none), in their order.
-
-    No batch reaches over the end of a part: last digits depend on what else is in a batch, and a stopped labeling must
-    continue with the batches that it would have had.
-    """
+    """What became of each of `rows` (a prediction, or why there is none), in their order."""
     model = model.to(runtime.device).eval()
-    most = device_batch(config.teacher.batch_size, runtime)
-    part_size = config.label.part_size
     batches = evaluation_batches(
         pool,
         canvas=config.model.canvas,
         data=config.data,
-        device_batch_size=max(size for size in range(1, min(most, part_size) + 1) if part_size % size == 0),
+        device_batch_size=batch_in_part(device_batch(config.teacher.batch_size, runtime), config.label.part_size),
         rows=rows,
         workers=runtime.workers,
         tolerant=True,
     )
-    with Progress("label", len(rows), runtime.is_main, unit="images") as progress:
+    leaks = HashBook.build(join(held_out), config.data) if held_out else None
+    return outcomes_of(batches, lambda batch: task.predict(model, batch, config.label), leaks, runtime, len(rows))
+
+
+def batch_in_part(most: int, part_size: int) -> int:
+    """The largest batch of at most `most` images that parts divide into.
+
+    No batch reaches over the end of a part: last digits depend on what else is in a batch, and a stopped labeling must
+    continue with the batches that it would have had.
+    """
+    return max(size for size in range(1, min(most, part_size) + 1) if part_size % size == 0)
+
+
+def outcomes_of(
+    batches: Iterator[tuple[Batch | None, list[Skipped]]],
+    predict: Callable[[Batch], list[Prediction]],
+    leaks: HashBook | None,
+    runtime: Runtime,
+    total: int,
+) -> Iterator[Outcome]:
+    """What became of the images of a tolerant stream, in its order; those that `leaks` holds are kept out."""
+    with Progress("label", total, runtime.is_main, unit="images") as progress:
         for batch, skipped in batches:
             found: list[Outcome] = list(skipped)
             if batch is not None:
                 with runtime.autocast():
-                    found += task.predict(model, batch.to(runtime.device), config.label)
+                    found += predict(batch.to(runtime.device))
                 found = [_without_leak(outcome, batch, leaks) for outcome in found]
             yield from sorted(found, key=lambda outcome: outcome.image_id)
             progress.advance(len(found))

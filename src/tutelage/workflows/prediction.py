@@ -109,7 +109,7 @@ def _predict(runtime: Runtime, config: RunConfig, stage: Stage, images: Index, o
     names, found = _names(images), list[Prediction]()
 
     def records() -> Iterator[tuple[str, tuple[int, int], Boxes | NDArray[np.uint8]]]:
-        for outcome in label_images(config, task, model, images, np.arange(len(images)), None, runtime):
+        for outcome in label_images(config, task, model, images, (), runtime, np.arange(len(images))):
             if not isinstance(outcome, Prediction):
                 console.print(f"Skipped: {outcome.reason}")
                 continue

@@ -6,6 +6,7 @@ from tutelage.data.loader.samples import collate
 from tutelage.data.loader.streams import (
     classification_batches,
     classification_evaluation_batches,
+    classification_pool_batches,
     evaluation_batches,
     train_batches,
     view_batches,
@@ -14,6 +15,7 @@ from tutelage.data.loader.streams import (
 __all__ = [
     "classification_batches",
     "classification_evaluation_batches",
+    "classification_pool_batches",
     "collate",
     "epoch_order",
     "evaluation_batches",

@@ -147,6 +147,21 @@ def classification_evaluation_batches(
         yield batch
 
 
+def classification_pool_batches(
+    index: Index,
+    *,
+    pretrain: Classified,
+    data: DataConfig,
+    device_batch_size: int,
+    rows: NDArray[np.int64] | None = None,
+    workers: int,
+) -> Iterator[tuple[Batch | None, list[Skipped]]]:
+    """The same of a pool, without labels, each batch beside what could not be read among its rows."""
+    plan: FixedPlan = partial(classification_evaluation_plan, pretrain)
+    samples = EvaluationSamples(Pictures(index, data), plan, "none", tolerant=True)
+    return _evaluation_stream(samples, rows, device_batch_size, workers)
+
+
 def _task_plan(augment: AugmentConfig, canvas: Size, rng: np.random.Generator, size: Size, boxes: Boxes | None) -> Plan:
     return draw_plan(augment, rng, size, canvas, boxes)
 

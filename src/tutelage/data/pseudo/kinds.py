@@ -14,8 +14,8 @@ from tutelage.data.index import Index
 from tutelage.data.pseudo.boxes import BoxKind
 from tutelage.data.pseudo.classes import ClassKind
 from tutelage.data.pseudo.masks import MaskKind
-from tutelage.data.pseudo.tables import Columns, Found, Layout, Limits
-from tutelage.types import Annotation, Prediction
+from tutelage.data.pseudo.tables import Columns, Found, Layout, Limits, Stored
+from tutelage.types import Prediction
 
 
 class Kind(Protocol):
@@ -59,4 +59,4 @@ class Kind(Protocol):
         ...
 
 
-KINDS: Mapping[Annotation, Kind] = {"boxes": BoxKind(), "masks": MaskKind(), "classes": ClassKind()}
+KINDS: Mapping[Stored, Kind] = {"boxes": BoxKind(), "masks": MaskKind(), "classes": ClassKind()}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -17,8 +17,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from tutelage.files import atomic
-from tutelage.types import InputError
+from tutelage.types import Annotation, InputError
 
+Stored = Annotation | Literal["classes"]
+"""What a store holds of each image: annotations of a task, or classes of the whole image."""
 Columns = dict[str, NDArray[Any]]
 Limits = NDArray[np.float32]
 """(K,) least confidence of a pseudo-label, by class."""

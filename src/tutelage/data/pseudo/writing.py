@@ -18,9 +18,9 @@ from typing import Any
 
 from tutelage.data.index import Index
 from tutelage.data.pseudo.kinds import KINDS
-from tutelage.data.pseudo.tables import IMAGES, read_metadata, table_path
+from tutelage.data.pseudo.tables import IMAGES, Stored, read_metadata, table_path
 from tutelage.files import write_json
-from tutelage.types import Annotation, InputError, Prediction, Skipped
+from tutelage.types import InputError, Prediction, Skipped
 
 LAYOUT = 2
 
@@ -51,7 +51,7 @@ class Manifest:
     key: str  # hash of all that the labeling depends on
     num_images: int
     part_size: int
-    annotation: Annotation = "boxes"  # what is stored
+    annotation: Stored = "boxes"  # what is stored
 
     @property
     def num_parts(self) -> int:
