@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tests.toy_task import CANVAS, ToyTask, rows_of, toy_batch, toy_network
 from tests.toy_training import training_in
+from tests.toy_views import contrastive_step
 from tutelage.config import EvalConfig, ModelConfig, PostprocessConfig, RuntimeConfig, StudentConfig
 from tutelage.engine.loop import Interrupted, accumulate, train
 from tutelage.engine.objectives import Objective, Student, Supervised
@@ -94,9 +95,10 @@ def assert_equal(found: Gradients, expected: Gradients) -> None:
 
 def all_in_one_spawn(runtime: Runtime, folder: Path) -> None:
     """Importing torch in two processes takes seconds: gradients first, then a training that a signal stops."""
-    found = one_and_two_micro_batches(runtime)
+    found, contrastive = one_and_two_micro_batches(runtime), contrastive_step(runtime)
     if runtime.is_main:
         torch.save(found, folder / "gradients.pt")
+        torch.save(contrastive, folder / "contrastive.pt")
 
     def signal_parent(_model: nn.Module, runtime: Runtime) -> dict[str, float]:
         if runtime.is_main:
@@ -122,6 +124,13 @@ def test_gradients_do_not_depend_on_processes_and_micro_batches(two_processes: t
         assert_equal(found, whole)
     first, second = whole["student"]
     assert any(not torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+def test_the_contrast_is_over_all_processes(two_processes: tuple[Path, str]) -> None:
+    whole, divided = launch(ONE, contrastive_step), torch.load(two_processes[0] / "contrastive.pt")
+    assert whole.keys() == divided.keys() >= {"out.weight", "loss", "images_alignment", "images_uniformity"}
+    for name, tensor in whole.items():
+        torch.testing.assert_close(divided[name], tensor, rtol=1e-9, atol=1e-12)
 
 
 def test_a_signal_to_the_parent_stops_all_processes_with_a_checkpoint(two_processes: tuple[Path, str]) -> None:

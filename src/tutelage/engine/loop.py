@@ -127,6 +127,7 @@ def train(training: Training, runtime: Runtime) -> TrainResult:
             if state.step % runtime.config.log_every == 0 or state.step == num_steps:
                 log.write(state.step, meter.read())
                 progress.note(describe(meter.figures))
+                progress.warn(state.objective.warning(meter.figures))
             if training.validate is not None and state.step in training.validate_steps:
                 log.write(state.step, _validate(training.validate, state, runtime))
             if state.step % ask_every == 0 and _asked_to_stop(stop, runtime):

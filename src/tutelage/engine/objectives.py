@@ -82,6 +82,10 @@ class Objective(nn.Module):
             figures |= {f"{stream}_{term}": value / divisor for term, value in sums[stream].items()}
         return figures
 
+    def warning(self, figures: Mapping[str, float]) -> str | None:
+        """What the user should know of the log's last figures, and what to do; None where all is well."""
+        return None
+
 
 class Supervised(Objective):
     """Labeled images alone."""

@@ -47,6 +47,7 @@ class Progress:
         self._shown = shown
         self._console = console or Console(stderr=True, highlight=False, soft_wrap=True)
         self._note = ""
+        self._warned = False
         self._started = self._last_line = time.monotonic()
         self._bar: RichProgress | None = None
         self._task = TaskID(0)
@@ -83,6 +84,14 @@ class Progress:
             self._bar.update(self._task, note=text)
         elif self.done < self.total:
             self._print_line()
+
+    def warn(self, text: str | None) -> None:
+        """Says what is wrong, if anything: the first time, since it mostly stays wrong."""
+        if text and self._shown and not self._warned:
+            self._console.print(
+                f"{self.name}, {self.done}/{self.total} {self.unit}: {text}", style="yellow", markup=False
+            )
+            self._warned = True
 
     def remaining_seconds(self) -> float:
         """At the speed so far."""
