@@ -45,7 +45,7 @@ def test_bfloat16_outputs_are_summed_in_float32() -> None:
 def test_correct_answers_are_counted() -> None:
     task = ClassificationTask(MODEL, 0.0, ("a", "b", "c"))
     outputs = torch.eye(3)[[0, 1, 1, 2]]
-    assert task.num_correct(outputs, task.assign(batch([0, 1, 2, 2]))).item() == 3
+    assert task.correct(outputs, task.assign(batch([0, 1, 2, 2]))).tolist() == [True, True, False, True]
 
 
 def test_a_network_learns_two_classes_and_predicts_probabilities() -> None:

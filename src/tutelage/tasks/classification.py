@@ -57,9 +57,9 @@ class ClassificationTask:
         """What the sum is divided by: the images + 1, as detection counts."""
         return counts + 1
 
-    def num_correct(self, outputs: Tensor, targets: ClassTargets) -> Tensor:
-        """How many images () int64 have their class ranked first."""
-        return (outputs.argmax(dim=1) == targets.labels).sum()
+    def correct(self, outputs: Tensor, targets: ClassTargets) -> Tensor:
+        """(B,) bool: whether each image's class is ranked first."""
+        return outputs.argmax(dim=1) == targets.labels
 
     @torch.inference_mode()
     def predict(self, model: Classifier, batch: Batch) -> list[Prediction]:

@@ -13,7 +13,10 @@ from tutelage.config import RunConfig
 from tutelage.data.index import Index
 from tutelage.data.joining import join
 from tutelage.data.readers import open_index
+from tutelage.models.init import read_card
+from tutelage.models.model import Classifier
 from tutelage.types import InputError
+from tutelage.workflows.stages import Stage, given_model
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,7 @@ class Needs:
 
     classes: bool  # whether every image must be in one of at least two classes
     pool: bool  # whether unlabeled images are used
+    teacher: bool = False  # whether a finished classifier is used
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class PretrainData:
     labeled: Index | None  # the same where all of them are classified; None for plain images
     held_out: NDArray[np.int64]  # (h,) rows of `labeled`, sorted
     pool: Index | None  # --unlabeled
-    teacher: Path | None  # --teacher: a finished classifier
+    teacher: Stage | None  # --teacher: a finished classifier of these classes
 
     @cached_property
     def images(self) -> Index:
@@ -43,14 +47,16 @@ class PretrainData:
     def fingerprints(self) -> dict[str, str]:
         """What was given, for `pin_data`."""
         pool = {} if self.pool is None else {"unlabeled": self.pool.fingerprint}
-        return {"labeled": self.source.fingerprint, **pool}
+        teacher = {} if self.teacher is None else {"teacher": self.teacher.hash}
+        return {"labeled": self.source.fingerprint, **pool, **teacher}
 
 
 def open_data(config: RunConfig, needs: Needs, test_fraction: float) -> PretrainData:
     """The sources of a config as a method needs them; `test_fraction` of each class is held out.
 
     Raises:
-        InputError: fewer than two classes where they are needed, a pool that would not be used, or none.
+        InputError: fewer than two classes where they are needed, a pool or teacher that would not be used or does not
+            fit.
     """
     source = _open_source(config, needs)
     classes = source.image_classes()
@@ -60,18 +66,14 @@ def open_data(config: RunConfig, needs: Needs, test_fraction: float) -> Pretrain
             f"{config.sources.labeled[0]}: {len(source.class_names)} classes were found; pre-training needs at least "
             "two folders of images, one a class. Give the folder that holds them."
         )
-    if config.sources.unlabeled and not needs.pool:
-        raise InputError(
-            f"--unlabeled: pretrain.method={config.pretrain.method} uses no unlabeled images. Leave it out, or set "
-            "pretrain.method=noisy-student or simclr."
-        )
+    _refuse_unused(config, needs)
     pools = [open_index(pool, config.data, unlabeled=True) for pool in config.sources.unlabeled]
     return PretrainData(
         source=source,
         labeled=source if classified else None,
         held_out=held_out_rows(classes, test_fraction, config.seed) if classified else np.zeros(0, np.int64),
         pool=join(pools) if pools else None,
-        teacher=Path(config.sources.teacher) if config.sources.teacher else None,
+        teacher=_given_teacher(config.sources.teacher, source.class_names) if config.sources.teacher else None,
     )
 
 
@@ -94,3 +96,30 @@ def _open_source(config: RunConfig, needs: Needs) -> Index:
         if needs.classes:
             raise
     return open_index(source, config.data, unlabeled=True)
+
+
+def _refuse_unused(config: RunConfig, needs: Needs) -> None:
+    for option, given, used in (
+        ("--unlabeled", config.sources.unlabeled, needs.pool),
+        ("--teacher", config.sources.teacher, needs.teacher),
+    ):
+        if given and not used:
+            raise InputError(
+                f"{option}: pretrain.method={config.pretrain.method} has no use for it. Leave it out, or set "
+                "pretrain.method=noisy-student."
+            )
+
+
+def _given_teacher(path: str, class_names: tuple[str, ...]) -> Stage:
+    """The classifier of a folder, in the place of a trained teacher."""
+    teacher = given_model("teacher", Path(path))
+    card = read_card(teacher.model_folder)
+    if card["kind"] != Classifier.kind:
+        raise InputError(f"--teacher {path}: holds a {card['kind']}; a classifier is needed, as `pretrain` makes one.")
+    if tuple(card["class_names"]) != class_names:
+        raise InputError(
+            f"--teacher {path}: its {len(card['class_names'])} classes ({', '.join(card['class_names'][:5])}, ...) are "
+            f"not the {len(class_names)} of the labeled images ({', '.join(class_names[:5])}, ...), in this order. "
+            "Give a teacher of the same classes, or leave it out to train one."
+        )
+    return teacher
