@@ -14,6 +14,7 @@ from tutelage.engine.runtime import Runtime, launch
 from tutelage.files import read_json, write_json
 from tutelage.workflows.options import Paths, resolve
 from tutelage.workflows.pretraining.data import Needs, PretrainData, open_data
+from tutelage.workflows.pretraining.simclr import pretrain_simclr
 from tutelage.workflows.pretraining.supervised import pretrain_supervised
 from tutelage.workflows.stages import Place, Stage, console, open_run, pin_data
 
@@ -29,6 +30,7 @@ class Method:
 
 METHODS: dict[str, Method] = {
     "supervised": Method(Needs(classes=True, pool=False), attrgetter("test_fraction"), pretrain_supervised),
+    "simclr": Method(Needs(classes=False, pool=True), attrgetter("simclr.probe_fraction"), pretrain_simclr),
 }
 
 

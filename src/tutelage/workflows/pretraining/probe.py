@@ -134,7 +134,7 @@ def fit_logistic(features: Features, num_classes: int, decay: float) -> Callable
         value.backward()  # type: ignore[no-untyped-call]
         return float(value.detach())
 
-    optimizer.step(loss)
+    optimizer.step(loss)  # type: ignore[no-untyped-call]
     return lambda others: F.linear(others, weight.detach(), bias.detach())
 
 
