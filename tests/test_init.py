@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 
 from tutelage.config import ModelConfig, NormConfig
 from tutelage.models import init
-from tutelage.models.backbones import TrainedWeights
-from tutelage.models.init import initialize, load_model, read_state, save_model
+from tutelage.models.backbones import Normalization, TrainedWeights
+from tutelage.models.foreign import LoadReport, read_state
+from tutelage.models.init import initialize, load_model, save_model
 from tutelage.models.model import (
     Classifier,
     Network,
@@ -48,7 +49,7 @@ def timm_state(name: str = "resnet10t") -> dict[str, torch.Tensor]:
     return timm.create_model(name, pretrained=False).state_dict()
 
 
-def start(model: Network | Classifier, path: Path | str) -> init.LoadReport:
+def start(model: Network | Classifier, path: Path | str) -> LoadReport:
     return initialize(model, str(path), backbone_name=model.config.backbone)
 
 
@@ -71,6 +72,7 @@ def test_a_foreign_state_dict_is_found_under_prefix_and_key(tmp_path: Path, pref
     assert len(report.matched) == len(model.backbone.state_dict())
     assert report.unexpected == (f"{prefix}fc.bias", f"{prefix}fc.weight")
     assert all(not name.startswith("backbone.") for name in report.missing) and report.missing
+    assert report.left_over == report.unexpected and f"a head was left over ({prefix}fc.bias, {prefix}fc" in str(report)
     torch.testing.assert_close(model.backbone.body.layer4[0].conv1.weight, state["layer4.0.conv1.weight"])
     assert f"{len(report.matched)} matched" in str(report)
     assert report.as_dict()["num_matched"] == len(report.matched)
@@ -90,10 +92,23 @@ def test_names_that_timm_joins_are_found(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "weights.pth")
     model = detector(backbone="convnext_atto")
     report = start(model, tmp_path / "weights.pth")
-    assert len(report.matched) == len(model.backbone.state_dict())
+    assert len(report.matched) == len(model.backbone.body.state_dict())
+    assert {"backbone.norms.0.weight", "backbone.norms.2.bias"} <= set(report.missing)
     torch.testing.assert_close(
         model.backbone.body.stages_3.blocks[1].mlp.fc2.weight.data, state["stages.3.blocks.1.mlp.fc2.weight"]
     )
+
+
+def test_starts_of_the_student_are_refused_for_the_model() -> None:
+    with pytest.raises(InputError, match=r"model\.init: teacher is a start of the student.*Set student\.init=teacher"):
+        start(detector(), "teacher")
+
+
+def test_a_detectors_head_is_left_over_for_a_segmenter(tmp_path: Path) -> None:
+    save_model(tmp_path, detector(), {})
+    report = start(segmenter(), tmp_path)
+    assert len(report.left_over) > 6 and all(name.startswith("head.") for name in report.left_over)
+    assert f"and {len(report.left_over) - 6} more)" in str(report)
 
 
 def test_torchvisions_resnet_fits_timms(tmp_path: Path) -> None:
@@ -278,11 +293,12 @@ def test_our_model_of_another_shape_or_backbone_is_refused(tmp_path: Path) -> No
 
 def test_imagenet_brings_its_pixel_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
     donor = detector()
-    weights = TrainedWeights("resnet10t.x", donor.backbone.body.state_dict(), (127.5,) * 3, (128.0,) * 3)
+    normalization = Normalization((127.5,) * 3, (128.0,) * 3)
+    weights = TrainedWeights("resnet10t.x", donor.backbone.body.state_dict(), normalization, "apache-2.0")
     monkeypatch.setattr(init, "pretrained_weights", lambda name, which: weights)
     model = detector()
     report = start(model, "imagenet")
-    assert report.source == "resnet10t.x" and report.unexpected == ()
+    assert report.source == "resnet10t.x" and report.unexpected == () and report.licence == "apache-2.0"
     assert model.normalize.mean.tolist() == [127.5] * 3
     assert torch.equal(model.backbone.body.conv1[0].weight, donor.backbone.body.conv1[0].weight)
 

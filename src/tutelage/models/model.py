@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tutelage.config import ModelConfig
-from tutelage.models.backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone, build_backbone
+from tutelage.models.backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone, PlainViT, build_backbone
 from tutelage.models.heads import RetinaNetHead, SegmentationHead
 from tutelage.models.nasfpn import LEVELS, NASFPN
 from tutelage.models.pyramids import FPN, FUSED_LEVEL, LAST_BACKBONE_LEVEL
@@ -43,6 +43,7 @@ class Normalize(nn.Module):
 
     mean: Tensor
     std: Tensor
+    eps: float | None = None  # of the backbone's batch-norms, where the initialization decides it
 
     def __init__(self) -> None:
         super().__init__()
@@ -195,7 +196,7 @@ def _linear_classifier(width: int, num_classes: int) -> nn.Linear:
     return linear
 
 
-def _backbone_of(config: ModelConfig) -> Backbone | SpineNet:
+def _backbone_of(config: ModelConfig) -> Backbone | PlainViT | SpineNet:
     if config.backbone in SPINENETS:
         return SpineNet(
             config.backbone,
@@ -206,7 +207,9 @@ def _backbone_of(config: ModelConfig) -> Backbone | SpineNet:
         )
     levels = range(config.min_level, min(config.max_level, LAST_BACKBONE_LEVEL) + 1)
     norm = config.norm if config.backbone_norm == "shared" else None
-    return build_backbone(config.backbone, levels=levels, drop_path=config.drop_path, norm=norm)
+    return build_backbone(
+        config.backbone, levels=levels, drop_path=config.drop_path, norm=norm, width=config.pyramid_width
+    )
 
 
 def _check_levels(config: ModelConfig) -> None:
