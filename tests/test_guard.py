@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tests.toy_task import CANVAS, ToyBlock, ToyTask, toy_batch, toy_network
 from tests.toy_training import CPU
 from tutelage.config import StudentConfig
-from tutelage.engine.guard import StopSignals, device_batch, rehearse, require_disk, split_batch
+from tutelage.engine.guard import StopSignals, StreamSize, device_batch, rehearse, require_disk, split_batch
 from tutelage.engine.memory import available_bytes, step_bytes
 from tutelage.engine.objectives import Objective, Student, Supervised
 from tutelage.engine.recompute import blocks, recomputed_activations
@@ -84,8 +84,8 @@ def test_recomputation_keeps_no_activations() -> None:
 def test_rehearsal_changes_nothing_and_names_the_batch_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     objective = Student(ToyTask(), toy_network(), StudentConfig())
     before = {name: tensor.clone() for name, tensor in objective.state_dict().items()}
-    check = partial(rehearse, objective, CANVAS, {"labeled": 8, "second": 16})
-    assert 0 < launch(CPU, check) < 10  # seconds an image
+    check = partial(rehearse, objective, {"labeled": StreamSize(8, CANVAS), "second": StreamSize(16, CANVAS)})
+    assert 0 < launch(CPU, check) < 0.01  # seconds a pixel
     assert all(torch.equal(tensor, before[name]) for name, tensor in objective.state_dict().items())
     forward = Objective.forward
 
@@ -99,12 +99,13 @@ def test_rehearsal_changes_nothing_and_names_the_batch_that_fits(monkeypatch: py
         launch(CPU, check)
     launch(CPU.model_copy(update={"device_batch_size": 2}), check)
     with pytest.raises(InputError, match="not even one image"):
-        launch(CPU, partial(rehearse, objective, CANVAS, {"labeled": 1, "second": 16}))
+        sizes = {"labeled": StreamSize(1, CANVAS), "second": StreamSize(16, CANVAS)}
+        launch(CPU, partial(rehearse, objective, sizes))
 
 
 def test_memory_of_a_cpu_is_reckoned_before_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     objective = Supervised(ToyTask(), toy_network(), "mask")
-    check = partial(rehearse, objective, CANVAS, {"labeled": 64})
+    check = partial(rehearse, objective, {"labeled": StreamSize(64, CANVAS)})
     network, batch = toy_network(), toy_batch(0, size=1)
 
     def forward(size: int) -> Tensor:

@@ -31,6 +31,9 @@ Labeled = Annotated[list[str], typer.Option("--labeled", help="labeled data; may
 Unlabeled = Annotated[list[str], typer.Option("--unlabeled", help="the pool; may be given several times")]
 Val = Annotated[list[str], typer.Option("--val", help="selection split: what is chosen is chosen on it")]
 Test = Annotated[list[str], typer.Option("--test", help="test split: only measured on")]
+Classification = Annotated[
+    list[str], typer.Option("--classification", help="classified images for joint training; may be given several times")
+]
 LabeledList = Annotated[str, typer.Option(help="text file of the images that keep their labels")]
 Images = Annotated[str, typer.Option(help="folder that image paths in annotations are relative to")]
 Task = Annotated[str, typer.Option(help="detection or segmentation; the recipe's if not given")]
@@ -95,6 +98,7 @@ def fit(
     test: Test = [],  # noqa: B006
     val: Val = [],  # noqa: B006
     task: Task = "",
+    classification: Classification = [],  # noqa: B006
     labeled_list: LabeledList = "",
     images: Images = "",
     recipe: Recipe = "",
@@ -124,6 +128,7 @@ def train(
     test: Test = [],  # noqa: B006
     val: Val = [],  # noqa: B006
     task: Task = "",
+    classification: Classification = [],  # noqa: B006
     labeled_list: LabeledList = "",
     images: Images = "",
     recipe: Recipe = "",
@@ -243,11 +248,18 @@ def recipes() -> None:
 def show(
     recipe: Annotated[str, typer.Argument(help="name or YAML file")],
     options: Annotated[bool, typer.Option("--options", help="list every option with its meaning instead")] = False,
+    cost: Annotated[bool, typer.Option("--cost", help="print what each stage costs instead")] = False,
+    json: Annotated[bool, typer.Option("--json", help="with --cost: print JSON and nothing else")] = False,
+    flops: Annotated[float, typer.Option(help="FLOP/s that a device sustains; measured in ten seconds otherwise")] = 0,
+    labeled: Labeled = [],  # noqa: B006
+    unlabeled: Unlabeled = [],  # noqa: B006
+    labeled_images: Annotated[int, typer.Option(help="number of labeled images, in the place of --labeled")] = 0,
+    pool_images: Annotated[int, typer.Option(help="number of pool images, in the place of --unlabeled")] = 0,
     overrides: Overrides = None,
 ) -> None:
-    """Print a recipe whole and resolved, with the size of its network.
+    """Print a recipe whole and resolved, with the size of its network; or what its stages cost.
 
-    Example: `tutelage show detection-paper-b7`
+    Example: `tutelage show detection-paper-b7 --cost --labeled-images 5000 --pool-images 100000`
     """
     _run("show", locals())
 

@@ -320,6 +320,7 @@ class PretrainConfig(Part):
 class JointConfig(Part):
     """Image classification beside the task in one model (arXiv:2006.06882, sec. 5); used where --classification is."""
 
+    required: bool = Field(False, description="refuse to train without --classification (the joint recipes)")
     weight: float = Field(0.5, ge=0, description="weight w of the classification loss beside supervised training")
     student_weight: float = Field(0.2, ge=0, description="weight w of it beside self-training (student and control)")
     stream: Literal["classification", "labeled"] = Field(

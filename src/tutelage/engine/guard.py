@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import shutil
 import signal
 import threading
@@ -10,7 +11,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -75,7 +76,7 @@ def split_batch(batch_sizes: Mapping[str, int], runtime: Runtime) -> int:
     The first stream (labeled images) is what is counted; the others are divided by the same number.
 
     Raises:
-        InputError: the labeled images of a step cannot be shared equally by the devices.
+        InputError: the images of a step cannot be shared equally by the devices and micro-batches.
     """
     labeled, devices = next(iter(batch_sizes.values())), runtime.world_size
     if labeled % devices:
@@ -84,26 +85,48 @@ def split_batch(batch_sizes: Mapping[str, int], runtime: Runtime) -> int:
             f"Choose a multiple of {devices}, or other runtime.devices."
         )
     own, largest = labeled // devices, device_batch(labeled, runtime)
-    return next(parts for parts in range(1, own + 1) if own % parts == 0 and own // parts <= largest)
+    small_enough = [parts for parts in range(1, own + 1) if own % parts == 0 and own // parts <= largest]
+    for parts in small_enough:
+        if not any(size % (devices * parts) for size in batch_sizes.values()):
+            return parts
+    name, size = next((name, size) for name, size in batch_sizes.items() if size % (devices * small_enough[0]))
+    raise InputError(
+        f"stream {name!r}: its {size} images a step cannot be shared equally by {devices} devices x {small_enough[0]} "
+        "micro-batches. Choose another runtime.device_batch_size, runtime.devices or, in joint training, "
+        "joint.batch_size."
+    )
 
 
-def rehearse(objective: Objective, canvas: tuple[int, int], batch_sizes: Mapping[str, int], runtime: Runtime) -> float:
+class StreamSize(NamedTuple):
+    """What a stream puts on the devices at each step."""
+
+    images: int  # over all devices
+    canvas: tuple[int, int]  # (height, width)
+
+    @property
+    def pixels(self) -> int:
+        """Of all images."""
+        return self.images * math.prod(self.canvas)
+
+
+def rehearse(objective: Objective, streams: Mapping[str, StreamSize], runtime: Runtime) -> float:
     """Forward and backward passes of the largest batch, on a copy, so that memory does not end hours later.
 
     Args:
         objective: of the largest stage (the student); stays as it is. The copy stands for the optimizer's memory.
-        canvas: (height, width).
-        batch_sizes: images a step over all devices, by stream.
+        streams: sizes by stream.
         runtime: devices.
 
     Returns:
-        Seconds that an image of any stream takes on one device, loading left out, to plan with.
+        Seconds that a pixel of any stream takes on one device, loading left out, to plan with.
 
     Raises:
         InputError: out of memory; the message names the device batch that fits.
     """
+    batch_sizes = {name: stream.images for name, stream in streams.items()}
     passes = split_batch(batch_sizes, runtime) * runtime.world_size
-    rehearsal = _Rehearsal(objective, canvas, batch_sizes, runtime)
+    rehearsal = _Rehearsal(objective, streams, runtime)
+    canvas = streams["labeled"].canvas
     wanted = largest = batch_sizes["labeled"] // passes
     while largest and not rehearsal.fits(largest):
         largest //= 2
@@ -119,20 +142,17 @@ def rehearse(objective: Objective, canvas: tuple[int, int], batch_sizes: Mapping
             f"memory of this {device} device; {largest} do. Set runtime.device_batch_size={largest} "
             "(only batch-norm statistics differ), or runtime.activation_checkpointing=true."
         )
-    return rehearsal.seconds_per_image(wanted)
+    return rehearsal.seconds_per_pixel(wanted)
 
 
 class _Rehearsal:
     """A copy of the objective that tries steps of gray images."""
 
-    def __init__(
-        self, objective: Objective, canvas: tuple[int, int], batch_sizes: Mapping[str, int], runtime: Runtime
-    ) -> None:
+    def __init__(self, objective: Objective, streams: Mapping[str, StreamSize], runtime: Runtime) -> None:
         self._objective = copy.deepcopy(objective).to(runtime.device).train()
         if runtime.config.channels_last:
             self._objective.to(memory_format=torch.channels_last)
-        self._canvas, self._runtime = canvas, runtime
-        self._ratios = {stream: size / batch_sizes["labeled"] for stream, size in batch_sizes.items()}
+        self._streams, self._runtime = streams, runtime
 
     def fits(self, num_images: int) -> bool:
         """Whether a pass of `num_images` labeled images and their share of the other streams fits into memory."""
@@ -154,21 +174,25 @@ class _Rehearsal:
                 torch.cuda.empty_cache()
         return True
 
-    def seconds_per_image(self, num_images: int) -> float:
-        """Seconds of one pass, after another has warmed up, by its images."""
+    def seconds_per_pixel(self, num_images: int) -> float:
+        """Seconds of one pass, after another has warmed up, by its pixels."""
         started = time.perf_counter()
         self._forward(num_images).backward()  # type: ignore[no-untyped-call]
         if self._runtime.device.type == "cuda":
             torch.cuda.synchronize()
-        return (time.perf_counter() - started) / sum(self._sizes(num_images).values())
+        return (time.perf_counter() - started) / sum(stream.pixels for stream in self._share(num_images).values())
 
-    def _sizes(self, num_images: int) -> dict[str, int]:
-        return {stream: max(1, round(ratio * num_images)) for stream, ratio in self._ratios.items()}
+    def _share(self, num_images: int) -> dict[str, StreamSize]:
+        """What goes with `num_images` labeled images."""
+        share = num_images / self._streams["labeled"].images
+        return {
+            name: StreamSize(max(1, round(share * stream.images)), stream.canvas)
+            for name, stream in self._streams.items()
+        }
 
     def _forward(self, num_images: int) -> Tensor:
         objective, runtime = self._objective, self._runtime
-        sizes = self._sizes(num_images)
-        batches = {stream: _blank_batch(size, self._canvas).to(runtime.device) for stream, size in sizes.items()}
+        batches = {name: _blank_batch(*size).to(runtime.device) for name, size in self._share(num_images).items()}
         targets = objective.prepare(batches)
         with recomputed_activations(objective.model, runtime.config.activation_checkpointing), runtime.autocast():
             sums = objective(batches, targets)

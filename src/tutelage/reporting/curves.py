@@ -30,4 +30,4 @@ def training_figures(run: Run, metric: str, title: str) -> list[tuple[str, Marku
 def _is_faint(run: Run, stage: Stage) -> bool:
     """Whether a training is an earlier round or a repeat."""
     last = str(run.record.get("rounds", 1))
-    return stage.name != "teacher" and stage.name not in {f"{role}-{last}" for role in ROLES}
+    return not stage.name.startswith("teacher") and stage.name not in {f"{role}-{last}" for role in ROLES}

@@ -28,6 +28,7 @@ STAND_INS = {
     "control": "#050607",
     "student": "#060708",
     "hidden": "#070809",
+    "teacher_control": "#08090a",
 }
 """Colors that no figure means; `_finish` turns each into the CSS variable of that name."""
 
@@ -36,6 +37,7 @@ DASHES: dict[str, str | tuple[int, tuple[int, ...]]] = {
     "control": (0, (4, 2)),
     "student": "-",
     "hidden": (0, (6, 2, 1, 2)),
+    "teacher_control": (0, (1, 3)),
 }
 """Line styles of the models: color is never the only difference."""
 
@@ -72,7 +74,7 @@ MOST_POINTS = 240
 class Curve:
     """One line of a figure."""
 
-    role: str  # teacher, control, student or hidden: color and dashes
+    role: str  # of a model: color and dashes
     points: NDArray[np.float64]  # (rows, 2) x, y
     faint: bool = False  # earlier rounds and repeats
 

@@ -9,14 +9,22 @@ from typing import Any
 from tutelage.reporting.figures import Whisker
 from tutelage.reporting.read import Run, Stage
 
-ROLES = ("teacher", "control", "student", "hidden")
-TITLES = {"teacher": "Teacher", "control": "Control", "student": "Student", "hidden": "Hidden labels"}
+ROLES = ("teacher_control", "teacher", "control", "student", "hidden")
+TITLES = {
+    "teacher_control": "Teacher control",
+    "teacher": "Teacher",
+    "control": "Control",
+    "student": "Student",
+    "hidden": "Hidden labels",
+}
 MEANINGS = {
+    "teacher_control": "the teacher's run, labeled images of the same pixels in the place of the classified ones",
     "teacher": "trained on the labeled images alone",
     "control": "the student's run, the second half of each batch taken from the labeled images instead of the pool",
     "student": "started from the teacher, trained on labels and pseudo-labels together",
     "hidden": "the student's run with the pool's human labels: an upper reference",
 }
+JOINT_TEACHER = "trained on the labeled images and, jointly, on classified ones"
 NO_DIFFERENCE = {"metric": "", "mean": None, "low": None, "high": None, "covers": ""}
 
 
@@ -28,6 +36,7 @@ class Model:
     metrics: Mapping[str, Any]
     intervals: Mapping[str, Any]
     stage: Stage | None  # its evaluation
+    joint: bool = False  # whether it is a teacher that was trained jointly
 
     @property
     def title(self) -> str:
@@ -37,7 +46,7 @@ class Model:
     @property
     def meaning(self) -> str:
         """How the model came to be."""
-        return MEANINGS[self.role]
+        return JOINT_TEACHER if self.joint else MEANINGS[self.role]
 
     def figure(self, metric: str) -> dict[str, Any]:
         """A figure with its interval: value, low, high; each may be None."""
@@ -52,13 +61,14 @@ class Model:
 
 
 def models_of(run: Run) -> list[Model]:
-    """The models that the run's record knows, in the order teacher, control, student, hidden."""
+    """The models that the run's record knows, in the order of `ROLES`."""
     found = []
     for role in ROLES:
         arm = run.record.get(role)
         if arm:
             stage = evaluation_stage(run, role, arm)
-            found.append(Model(role, arm.get("metrics") or {}, arm.get("intervals") or {}, stage))
+            joint = role == "teacher" and "teacher_control" in run.record
+            found.append(Model(role, arm.get("metrics") or {}, arm.get("intervals") or {}, stage, joint))
     return found
 
 
@@ -77,7 +87,7 @@ def is_evaluation(stage: Stage | None) -> bool:
 
 def role_of(stage_name: str) -> str:
     """The arm a stage belongs to, by its name; pseudo-labels are the teacher's work, empty when it is no arm's."""
-    name = stage_name.removeprefix("evaluate-").removeprefix("val-")
+    name = stage_name.removeprefix("evaluate-").removeprefix("val-").replace("teacher-control", "teacher_control")
     return next((role for role in ROLES if name.startswith(role)), "teacher" if name.startswith("pseudo") else "")
 
 

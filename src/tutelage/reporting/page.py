@@ -162,7 +162,13 @@ def _measurements(run: Run, metrics: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _sets(data: Mapping[str, Any]) -> list[dict[str, Any]]:
-    titles = {"labeled": "Labeled", "pool": "Unlabeled pool", "val": "Selection split", "test": "Test"}
+    titles = {
+        "labeled": "Labeled",
+        "classification": "Classified",
+        "pool": "Unlabeled pool",
+        "val": "Selection split",
+        "test": "Test",
+    }
     return [
         {"title": title, **data[name], "amount": _amount(data[name])}
         for name, title in titles.items()

@@ -15,6 +15,7 @@ from PIL import Image
 
 from tutelage.config import DataConfig
 from tutelage.data.images import Decoded, decode
+from tutelage.data.members import file_of
 from tutelage.types import InputError
 
 QUALITY = 78
@@ -74,7 +75,7 @@ class Album:
 
     def _decoded(self, path: str, size: tuple[int, int], side: int) -> Decoded | None:
         """Pixels of an image, None (and a note) where it is missing or unreadable."""
-        place = next((root / path for root in self._roots if (root / path).is_file()), None)
+        place = next((root / path for root in self._roots if file_of(root / path).is_file()), None)
         if place is None:
             self.missing.append(path)
             return None

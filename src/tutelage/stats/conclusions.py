@@ -47,22 +47,32 @@ def verdict(student_minus_control: Interval | None, *, metric: str, num_seeds: i
     A difference whose interval holds zero is "not shown". One training each is evidence about two trained models, not
     about the method: only several seeds let a sentence speak of self-training.
     """
-    if student_minus_control is None:
+    return _verdict(student_minus_control, "self-training", ("student", "control"), metric, num_seeds)
+
+
+def joint_verdict(teacher_minus_control: Interval | None, *, metric: str) -> str:
+    """The same of joint training, whose teacher and the teacher's control are trained once."""
+    return _verdict(teacher_minus_control, "joint training", ("teacher", "teacher control"), metric, num_seeds=1)
+
+
+def _verdict(found: Interval | None, method: str, models: tuple[str, str], metric: str, num_seeds: int) -> str:
+    one, other = models
+    if found is None:
         return (
-            f"Not measured: {metric} of student or control is undefined on the test images, or leaves no interval "
+            f"Not measured: {metric} of {one} or {other} is undefined on the test images, or leaves no interval "
             "because all of these, or all with truth, belong together."
         )
-    difference = f"{_points(student_minus_control.mean)} {metric}"
-    ends = f"{_points(student_minus_control.low)} to {_points(student_minus_control.high)}"
+    difference = f"{_points(found.mean)} {metric}"
+    ends = f"{_points(found.low)} to {_points(found.high)}"
     if num_seeds == 1:
-        subject = f"hese two trained models differ by {difference} (student minus control"
-        if shown(student_minus_control):
-            return f"T{subject}, interval {ends}); one training each does not show what self-training does."
+        subject = f"hese two trained models differ by {difference} ({one} minus {other}"
+        if shown(found):
+            return f"T{subject}, interval {ends}); one training each does not show what {method} does."
         return f"Not shown: t{subject}), and the interval {ends} holds zero."
-    subject = f"student minus control is {difference}, the mean of {num_seeds} seeds"
-    if not shown(student_minus_control):
+    subject = f"{one} minus {other} is {difference}, the mean of {num_seeds} seeds"
+    if not shown(found):
         return f"Not shown: {subject}, and the interval {ends} holds zero."
-    return f"Self-training {'helped' if student_minus_control.mean > 0 else 'hurt'}: {subject} (interval {ends})."
+    return f"{method.capitalize()} {'helped' if found.mean > 0 else 'hurt'}: {subject} (interval {ends})."
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -138,6 +139,15 @@ def t_interval(values: Sequence[float], confidence: float, covers: str = "") -> 
     mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values))
     reach = t_quantile(confidence, len(values) - 1) * error
     return Interval(mean, mean - reach, mean + reach, 0, covers)
+
+
+def binomial_interval(successes: int, trials: int, confidence: float, covers: str = "") -> Interval:
+    """Wilson's interval of a share, successes over trials (one at least); it stays in [0, 1]."""
+    quantile, share = NormalDist().inv_cdf((1 + confidence) / 2), successes / trials
+    shrunk = 1 + quantile**2 / trials
+    middle = (share + quantile**2 / (2 * trials)) / shrunk
+    reach = quantile * math.sqrt(share * (1 - share) / trials + quantile**2 / (4 * trials**2)) / shrunk
+    return Interval(share, max(middle - reach, 0.0), min(middle + reach, 1.0), 0, covers)
 
 
 def seeds_and_images(seeds: Interval, images: Interval, covers: str = "") -> Interval:

@@ -22,7 +22,13 @@ from tutelage.workflows.prepare import Prepared
 from tutelage.workflows.stages import Stage
 
 Floats = NDArray[np.float64]
-PAIRS = (("student", "control"), ("student", "teacher"), ("control", "teacher"), ("hidden", "control"))
+PAIRS = (
+    ("student", "control"),
+    ("student", "teacher"),
+    ("control", "teacher"),
+    ("teacher", "teacher_control"),  # what joint training gave
+    ("hidden", "control"),
+)
 
 
 @dataclass(frozen=True)
@@ -111,6 +117,7 @@ def compare(config: RunConfig, prepared: Prepared, graph: dict[str, Stage]) -> d
         "task": config.task,
         "class_names": list(prepared.sets.labeled.class_names),
         "verdict": _verdict(test, differences, config),
+        "joint_verdict": _joint_verdict(differences, config),
         "recommended": recommended.model,
         "recommended_stage": arms[recommended.model][0],
         "recommended_reason": recommended.reason,
@@ -133,8 +140,10 @@ def _decided_on(test: Measurements | None, val: Measurements | None) -> DecidedO
 
 
 def trained_arms(config: RunConfig, graph: dict[str, Stage]) -> dict[str, list[str]]:
-    """Stage names of each arm's last round, one a repeat; the teacher's alone."""
+    """Stage names of each arm's last round, one a repeat; the teacher's and its control's alone."""
     arms = {"teacher": ["teacher"]}
+    if "teacher-control" in graph:
+        arms["teacher_control"] = ["teacher-control"]
     for arm in ("control", "student", "hidden"):
         names = [name for name in graph if name.startswith(f"{arm}-{config.rounds}")]
         if names:
@@ -164,6 +173,14 @@ def _verdict(test: Measurements | None, differences: dict[str, Interval | None],
         return "Not measured: there are no test images, and too few labels to set some aside. Add --test."
     title = KINDS[config.task].metrics[config.eval.metric]
     return stats.verdict(differences["student_minus_control"], metric=title, num_seeds=config.repeats)
+
+
+def _joint_verdict(differences: dict[str, Interval | None], config: RunConfig) -> str | None:
+    """None where there was no joint teacher beside its control, or nothing was measured."""
+    if "teacher_minus_teacher_control" not in differences:
+        return None
+    title = KINDS[config.task].metrics[config.eval.metric]
+    return stats.joint_verdict(differences["teacher_minus_teacher_control"], metric=title)
 
 
 def _arm_record(stages: list[str], test: Measurements | None) -> dict[str, Any]:
@@ -210,11 +227,10 @@ def _convergence(config: RunConfig, graph: dict[str, Stage]) -> dict[str, Any]:
 def data_record(prepared: Prepared) -> dict[str, Any]:
     """What was used, by the name of its option: description, counts and fingerprint."""
     sets = prepared.sets
-    used = {"labeled": sets.labeled, "pool": sets.pool, "val": sets.val, "test": sets.test}
-    record = {name: _set_record(index) for name, index in used.items() if index is not None}
-    if sets.pool is not None:
-        record["pool"] = {name: record["pool"][name] for name in ("description", "images", "fingerprint", "roots")}
-    return record
+    annotated = {"labeled": sets.labeled, "val": sets.val, "test": sets.test}
+    others = {"pool": sets.pool, "classification": prepared.classified}
+    record = {name: _set_record(index) for name, index in annotated.items() if index is not None}
+    return record | {name: _images_record(index) for name, index in others.items() if index is not None}
 
 
 def _set_record(index: Index) -> dict[str, Any]:
@@ -222,11 +238,17 @@ def _set_record(index: Index) -> dict[str, Any]:
     weights = columns.area if index.has_masks else None  # a region's area is its number of pixels
     amounts = np.bincount(columns.labels, weights, minlength=len(index.class_names)).astype(np.int64)
     return {
-        "description": index.description,
-        "images": len(index),
+        **_images_record(index),
         "annotation": index.annotation,
         "amounts_per_class": dict(zip(index.class_names, amounts.tolist(), strict=False)),  # boxes or pixels
-        "fingerprint": index.fingerprint,
         "counts": index.counts,
+    }
+
+
+def _images_record(index: Index) -> dict[str, Any]:
+    return {
+        "description": index.description,
+        "images": len(index),
+        "fingerprint": index.fingerprint,
         "roots": [str(root.resolve()) for root in index.roots],
     }

@@ -16,6 +16,7 @@ from tutelage.types import Annotation, InputError
 from tutelage.workflows.assembly import open_given
 from tutelage.workflows.comparison import compare
 from tutelage.workflows.evaluation import evaluate_stage
+from tutelage.workflows.joint import teachers
 from tutelage.workflows.labeling import label_stage
 from tutelage.workflows.options import Paths, require_sources, resolve
 from tutelage.workflows.plan import make_plan, plan_lines
@@ -34,6 +35,7 @@ def fit(
     test: Paths = (),
     val: Paths = (),
     task: str = "",
+    classification: Paths = (),
     labeled_list: str | Path = "",
     images: str | Path = "",
     recipe: str | Path = "",
@@ -57,6 +59,7 @@ def fit(
         test: what is measured on; a part of the labels when not given.
         val: selection split, on which the recommendation is decided when given.
         task: detection or segmentation; the recipe's when empty.
+        classification: classified images to train on beside the task (joint training), in every stage.
         labeled_list: text file of the images that keep their labels.
         images: folder that image paths in annotations are relative to.
         recipe: name or YAML file.
@@ -79,13 +82,14 @@ def fit(
         Interrupted: the run was stopped and can be continued.
     """
     out = Path(out)
-    given = {"labeled": labeled, "unlabeled": unlabeled, "val": val, "test": test}
+    given = {"labeled": labeled, "unlabeled": unlabeled, "val": val, "test": test, "classification": classification}
     entering: dict[str, Paths] = {"teacher": teacher, "pseudo": pseudo, "stages": stages}
     sources: dict[str, Paths] = {**given, **entering, "labeled_list": labeled_list, "images": images}
     config = resolve(recipe, overrides, sources, task=task, seed=seed, device=device, devices=devices)
     if not plan:
         config = open_run(out, config, overrides, overwrite=overwrite, resume=resume)
     require_sources(config, "labeled")
+    _require_no_control(config)
     prepared = prepare(config)
     _require_pool(prepared, config)
     build_task(config, prepared.sets.labeled.class_names).check_label(config.label)
@@ -116,9 +120,12 @@ def run_graph(runtime: Runtime, config: RunConfig, prepared: Prepared, place: Pl
                 stage = f"evaluate-{split}{name}"
                 graph[stage] = evaluate_stage(place, stage, config, task, trained, index, groups, runtime)
 
-    if "teacher" not in graph:
-        graph["teacher"] = train_teacher(place, config, sets, runtime)
-    evaluated("teacher", graph["teacher"])
+    if "teacher" not in given:
+        for name, own in teachers(config, prepared.classified).items():
+            graph[name] = train_teacher(place, name, own, prepared, runtime)
+    for name in ("teacher", "teacher-control"):
+        if name in graph:
+            evaluated(name, graph[name])
     for repeat in range(config.repeats):
         previous = {arm: graph["teacher"] for arm in arms(config)}
         for round_ in range(1, config.rounds + 1):
@@ -126,7 +133,7 @@ def run_graph(runtime: Runtime, config: RunConfig, prepared: Prepared, place: Pl
             for arm, second_stream in arms(config).items():
                 name = arm + suffix(round_, repeat)
                 graph[name] = train_student(
-                    place, name, config, sets, runtime,
+                    place, name, config, prepared, runtime,
                     second_stream=second_stream, init=previous[arm], pseudo=store, round_=round_, repeat=repeat,
                 )  # fmt: skip
                 evaluated(name, graph[name])
@@ -189,6 +196,14 @@ def _warn_of_empty_images(counts: dict[str, int], config: RunConfig) -> None:
         )
 
 
+def _require_no_control(config: RunConfig) -> None:
+    if config.sources.classification and config.joint.stream != "classification":
+        raise InputError(
+            f"joint.stream={config.joint.stream}: is the control of joint training, which fit trains beside it; "
+            "classification is allowed here. Leave it out, or train the control alone with tutelage train."
+        )
+
+
 def _require_pool(prepared: Prepared, config: RunConfig) -> None:
     if prepared.sets.pool is None or len(prepared.sets.pool) == 0:
         raise InputError(
@@ -216,7 +231,8 @@ def _conclude(out: Path, config: RunConfig, prepared: Prepared, graph: Graph, gi
     write_text(out / "model" / "README.md", _model_card(record))
     write_json(out / "run.json", record)
     page = write_report(out)
-    console.print(f"\n{record['verdict']}\nRecommended: {record['recommended']} ({out / 'model'}). Report: {page}")
+    console.print("\n" + "\n".join(_verdicts(record)))
+    console.print(f"Recommended: {record['recommended']} ({out / 'model'}). Report: {page}")
     return record
 
 
@@ -229,11 +245,17 @@ def _pseudo_record(config: RunConfig, graph: Graph) -> dict[str, Any]:
     }
 
 
+def _verdicts(record: dict[str, Any]) -> list[str]:
+    """What was found of self-training and, where it was used, of joint training."""
+    return [record[name] for name in ("verdict", "joint_verdict") if record.get(name)]
+
+
 def _finished_earlier(out: Path) -> dict[str, Any]:
     record: dict[str, Any] = read_json(out / "run.json")
     if not (out / "report.html").is_file():
         write_report(out)
-    console.print(f"{out}: finished earlier.\n{record['verdict']}\nRecommended: {record['recommended']}.")
+    console.print("\n".join([f"{out}: finished earlier.", *_verdicts(record)]))
+    console.print(f"Recommended: {record['recommended']}.")
     return record
 
 
@@ -249,7 +271,7 @@ def _model_card(record: dict[str, Any]) -> str:
         [
             f"# {record['recommended'].capitalize()} of a Tutelage run",
             "",
-            record["verdict"],
+            *_verdicts(record),
             "",
             f"Task: {record['task']}. Classes: {', '.join(record['class_names'])}.",
             f"Recommended because {record['recommended_reason']}",

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tutelage.config import RunConfig
-from tutelage.engine.guard import rehearse, require_disk
-from tutelage.engine.objectives import Student
+from tutelage.config import RunConfig, TrainConfig
+from tutelage.data.index import Index
+from tutelage.engine.guard import StreamSize, rehearse, require_disk
+from tutelage.engine.objectives import Objective, Student
 from tutelage.engine.optim import num_steps_for
 from tutelage.engine.runtime import Runtime
 from tutelage.tasks.table import build_task
+from tutelage.workflows.joint import joint_training, teachers
 from tutelage.workflows.prepare import Prepared
 from tutelage.workflows.stages import Stage
+from tutelage.workflows.training import start_from
 
 STATE_COPIES = 6  # weights, averaged weights, two optimizer moments, the finished model, one checkpoint being replaced
 VIEW_SHARE = 1 / 3  # of a training step's work that a forward pass takes
@@ -34,42 +39,76 @@ def make_plan(
     """The stages of a fit with seconds estimated from one step of the largest, which also tries memory and disk.
 
     Raises:
-        InputError: the batch does not fit into memory, or the disk has too little space.
+        InputError: the batch does not fit into memory, the disk has too little space, or what a training shall start
+            from cannot be had.
     """
     sets = prepared.sets
     assert sets.pool is not None, "fit refuses to start without a pool"
-    task = build_task(config, sets.labeled.class_names)
-    objective = Student(task, task.build_model(), config.student)
-    student, teacher, ratio = config.student, config.teacher, config.pseudo.ratio
-    sizes = {"labeled": student.batch_size, "second": student.batch_size * ratio}
-    image_seconds = rehearse(objective, config.model.canvas, sizes, runtime) / runtime.world_size
-    parameters = sum(weight.numel() for weight in objective.parameters())
-    chains = config.rounds * config.repeats
-    require_disk(folder, 4 * parameters * STATE_COPIES * (1 + (2 + config.hidden_arm) * chains))
-
-    views = len(config.label.views) * len(config.label.scales)
-    seen = image_seconds * VIEW_SHARE
-    teacher_steps, student_steps = (num_steps_for(part, len(sets.labeled)) for part in (teacher, student))
+    on_labels = teachers(config, prepared.classified) if "teacher" not in given else {}
     arms = ("control", "student", "hidden") if config.hidden_arm else ("control", "student")
+    chains = config.rounds * config.repeats
+    models = max(1, len(on_labels)) + len(arms) * chains
+    objective = _largest_objective(config, prepared, given)
+    parameters = sum(weight.numel() for weight in objective.parameters())
+    require_disk(folder, 4 * parameters * STATE_COPIES * models)
+    largest = _streams(config, prepared.classified, config.student.batch_size, config.pseudo.ratio)
+    pixel_seconds = rehearse(objective, largest, runtime) / runtime.world_size
+
+    plan = []
+    for name, own in on_labels.items():
+        streams = _streams(own, prepared.classified, config.teacher.batch_size)
+        plan.append(_training(name, 1, config.teacher, len(sets.labeled), streams, pixel_seconds))
+    views = len(config.label.views) * len(config.label.scales)
+    seen = pixel_seconds * math.prod(config.model.canvas) * VIEW_SHARE
     stores = 1 + (config.rounds - 1) * config.repeats - ("pseudo-1" in given)
-    plan = [PlannedStage("label", stores, f"{len(sets.pool)} images, {views} views", seen * views * len(sets.pool))]
-    if "teacher" not in given:
-        work = f"{teacher_steps} steps of {teacher.batch_size} images"
-        plan.insert(0, PlannedStage("teacher", 1, work, image_seconds * teacher.batch_size * teacher_steps))
-    for arm in arms:
-        work = f"{student_steps} steps of {student.batch_size} + {student.batch_size * ratio} images"
-        plan.append(PlannedStage(arm, chains, work, image_seconds * sum(sizes.values()) * student_steps))
+    plan.append(PlannedStage("label", stores, f"{len(sets.pool)} images, {views} views", seen * views * len(sets.pool)))
+    plan += [_training(arm, chains, config.student, len(sets.labeled), largest, pixel_seconds) for arm in arms]
     if sets.test is not None:
-        times = 1 + len(arms) * chains
-        plan.append(PlannedStage("evaluate", times, f"{len(sets.test)} test images", seen * len(sets.test)))
+        plan.append(PlannedStage("evaluate", models, f"{len(sets.test)} test images", seen * len(sets.test)))
     return plan
+
+
+def _largest_objective(config: RunConfig, prepared: Prepared, given: Mapping[str, Stage]) -> Objective:
+    """The student's, with random weights; what trainings start from is tried too, not found wanting hours later."""
+    task = build_task(config, prepared.sets.labeled.class_names)
+    if "teacher" not in given or config.student.init == "model":
+        start_from(task, config, config.model.init)
+    if config.student.init not in ("teacher", "model"):
+        start_from(task, config, config.student.init, "student.init")
+    student = Student(task, task.build_model(), config.student)
+    joint = joint_training(config, prepared.classified, config.joint.student_weight)
+    return joint.objective(student) if joint else student
+
+
+def _streams(config: RunConfig, classified: Index | None, labeled: int, ratio: int = 0) -> dict[str, StreamSize]:
+    """The streams of a training with so many labeled images a step, and with `ratio` second ones for each."""
+    streams = {"labeled": StreamSize(labeled, config.model.canvas)}
+    if ratio:
+        streams["second"] = StreamSize(labeled * ratio, config.model.canvas)
+    joint = joint_training(config, classified, 0.0)
+    return streams if joint is None else {**streams, joint.stream: StreamSize(joint.batch_size(labeled), joint.canvas)}
+
+
+def _training(
+    name: str,
+    times: int,
+    part: TrainConfig,
+    num_labeled: int,
+    streams: Mapping[str, StreamSize],
+    pixel_seconds: float,
+) -> PlannedStage:
+    steps = num_steps_for(part, num_labeled)
+    images = " + ".join(str(stream.images) for stream in streams.values())
+    seconds = steps * pixel_seconds * sum(stream.pixels for stream in streams.values())
+    return PlannedStage(name, times, f"{steps} steps of {images} images", seconds)
 
 
 def plan_lines(plan: list[PlannedStage], runtime: str) -> list[str]:
     """The plan as lines of text, with the total."""
     total = sum(stage.times * stage.seconds for stage in plan)
+    width = max(len(stage.name) for stage in plan)
     lines = [
-        f"  {stage.name:<9} {stage.times} x {stage.work}: about {_duration(stage.times * stage.seconds)}"
+        f"  {stage.name:<{width}} {stage.times} x {stage.work}: about {_duration(stage.times * stage.seconds)}"
         for stage in plan
         if stage.times
     ]

@@ -17,6 +17,7 @@ from tutelage.data.sources import DataSets, open_sources
 from tutelage.data.splits import group_ids, merge_groups
 from tutelage.tasks.table import TASKS
 from tutelage.types import InputError
+from tutelage.workflows.joint import open_classified
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Prepared:
     groups: NDArray[np.int64]  # (test images,) numbers of images resampled together
     val_groups: NDArray[np.int64]  # the same of the selection split
     check: CheckReport
+    classified: Index | None = None  # images of a joint training
 
     @property
     def held_out(self) -> tuple[Index, ...]:
@@ -41,6 +43,7 @@ class Prepared:
             "unlabeled": self.sets.pool,
             "val": self.sets.val,
             "test": self.sets.test,
+            "classification": self.classified,
         }
         return {name: index.fingerprint for name, index in named.items() if index is not None}
 
@@ -51,6 +54,7 @@ def prepare(config: RunConfig) -> Prepared:
     Raises:
         InputError: from readers and check; no labeled image is left; or thresholds that are not of the classes.
     """
+    classified = open_classified(config)
     groups = partial(near_duplicate_groups, data=config.data)
     annotation = TASKS[config.task].annotation
     sets = open_sources(config.sources, config.data, seed=config.seed, groups=groups, annotation=annotation)
@@ -68,7 +72,7 @@ def prepare(config: RunConfig) -> Prepared:
         resampling_groups(index, config.data) if index is not None else np.zeros(0, np.int64)
         for index in (sets.test, sets.val)
     )
-    return Prepared(sets, test_groups, val_groups, report)
+    return Prepared(sets, test_groups, val_groups, report, classified)
 
 
 def resampling_groups(index: Index, data: DataConfig) -> NDArray[np.int64]:

@@ -22,13 +22,14 @@ from tutelage.engine.objectives import Objective, Student, Supervised
 from tutelage.engine.optim import num_steps_for
 from tutelage.engine.runtime import Runtime, launch
 from tutelage.files import read_json, write_json
-from tutelage.models.init import init_digest, initialize, save_model
+from tutelage.models.init import LoadReport, init_digest, initialize, read_card, save_model
 from tutelage.models.model import Network
 from tutelage.tasks.table import TASKS, build_task
 from tutelage.tasks.task import Task
 from tutelage.types import InputError
 from tutelage.workflows.assembly import load_trained, open_given
 from tutelage.workflows.evaluation import evaluate_stage, judge_all
+from tutelage.workflows.joint import JointTraining, joint_training
 from tutelage.workflows.options import Paths, require_sources, resolve
 from tutelage.workflows.prepare import Prepared, prepare
 from tutelage.workflows.stages import (
@@ -50,6 +51,7 @@ def train(
     test: Paths = (),
     val: Paths = (),
     task: str = "",
+    classification: Paths = (),
     labeled_list: str | Path = "",
     images: str | Path = "",
     recipe: str | Path = "",
@@ -71,6 +73,7 @@ def train(
         test: measured on at the end; a part of the labels when not given.
         val: selection split, measured on along the training.
         task: detection or segmentation; the recipe's when empty.
+        classification: classified images to train on beside the task (joint training).
         labeled_list: text file of the images that keep their labels.
         images: folder that image paths in annotations are relative to.
         recipe: name or YAML file.
@@ -92,7 +95,7 @@ def train(
             "Give --pseudo STORE, --unlabeled POOL and --teacher MODEL together."
         )
     out = Path(out)
-    given = {"labeled": labeled, "unlabeled": unlabeled, "val": val, "test": test}
+    given = {"labeled": labeled, "unlabeled": unlabeled, "val": val, "test": test, "classification": classification}
     sources: dict[str, Paths] = {
         **given,
         "teacher": teacher,
@@ -130,7 +133,7 @@ def _train_graph(
             place,
             "student",
             config,
-            sets,
+            prepared,
             runtime,
             second_stream=config.student.second_stream,
             init=given["teacher"],
@@ -139,7 +142,7 @@ def _train_graph(
             repeat=0,
         )
     else:
-        trained = train_teacher(place, config, sets, runtime)
+        trained = train_teacher(place, "teacher", config, prepared, runtime)
     if sets.test is None:
         return trained, None
     task = build_task(config, sets.labeled.class_names)
@@ -147,27 +150,30 @@ def _train_graph(
     return trained, evaluate_stage(place, name, config, task, trained, sets.test, prepared.groups, runtime)
 
 
-def train_teacher(place: Place, config: RunConfig, data: DataSets, runtime: Runtime) -> Stage:
-    """The stage `teacher`: supervised training on the labeled images."""
-    key = {**_base_key(config, config.teacher, data), "init": init_digest(config.model.init)}
+def train_teacher(place: Place, name: str, config: RunConfig, prepared: Prepared, runtime: Runtime) -> Stage:
+    """The stage `name`: supervised training on the labeled images, joint where there are classified ones."""
+    data, init = prepared.sets, config.model.init
+    joint = joint_training(config, prepared.classified, config.joint.weight)
+    key = {**_base_key(config, config.teacher, data), "init": init_digest(init), **(joint.key if joint else {})}
 
     def work(stage: Stage) -> dict[str, Any]:
         runtime.seed_everything(config.seed)
         task = build_task(config, data.labeled.class_names)
-        model = task.build_model()
-        report = initialize(model, config.model.init, backbone_name=config.model.backbone)
+        model, report = start_from(task, config, init)
+        if runtime.is_main and init != "random":
+            console.print(str(report))
         objective = Supervised(task, model, config.teacher.ignored)
         training = _training(stage, config, config.teacher, data, objective, {"labeled": data.labeled}, round_=0)
-        return {**_train_and_save(stage, training, runtime, config), "load_report": report.as_dict()}
+        return {**_train_and_save(stage, training, joint, runtime, config), "load_report": report.as_dict()}
 
-    return _trained(place, "teacher", key, runtime, work)
+    return _trained(place, name, key, runtime, work)
 
 
 def train_student(
     place: Place,
     name: str,
     config: RunConfig,
-    data: DataSets,
+    prepared: Prepared,
     runtime: Runtime,
     *,
     second_stream: str,
@@ -182,7 +188,7 @@ def train_student(
         place: where the stage is made.
         name: the stage's name.
         config: the run; its `student` part is taken with `second_stream` replaced, nothing else.
-        data: the run's sets.
+        prepared: the run's sets; with classified images the training is joint.
         runtime: devices.
         second_stream: where the second half of each batch comes from.
         init: the stage whose weights are started from.
@@ -190,23 +196,30 @@ def train_student(
         round_: counts from 1.
         repeat: counts from 0; added to the seed.
     """
+    data = prepared.sets
     student = config.student.model_copy(update={"second_stream": second_stream})
+    joint = joint_training(config, prepared.classified, config.joint.student_weight)
+    started = config.model.init if student.init == "model" else student.init
     key = {
         **_base_key(config, student, data),
         "seed": config.seed + repeat,
         "round": round_,
         "second": _second_key(config, data, second_stream, pseudo),
-        "init": init.hash if student.init == "teacher" else init_digest(config.model.init),
+        "init": init.hash if started == "teacher" else init_digest(started),
+        **(joint.key if joint else {}),
     }
 
     def work(stage: Stage) -> dict[str, Any]:
         runtime.seed_everything(config.seed + repeat)
         task = build_task(config, data.labeled.class_names)
-        model = _initial_weights(task, config, student, init)
+        if started == "teacher":
+            model = _teachers_model(init, config, joint)
+        else:
+            model = start_from(task, config, started, "student.init")[0]
         streams = {"labeled": data.labeled, "second": _second_stream(config, data, student, pseudo)}
         objective = Student(task, model, student)
         training = _training(stage, config, student, data, objective, streams, round_=round_, repeat=repeat)
-        return _train_and_save(stage, training, runtime, config)
+        return _train_and_save(stage, training, joint, runtime, config)
 
     return _trained(place, name, key, runtime, work)
 
@@ -230,11 +243,25 @@ def _second_key(config: RunConfig, data: DataSets, second_stream: str, pseudo: S
     return {"ratio": config.pseudo.ratio, "hidden": hidden}
 
 
-def _initial_weights(task: Task, config: RunConfig, student: StudentConfig, init: Stage) -> Network:
-    if student.init == "teacher":
-        return load_trained(init, config.task)
+def start_from(task: Task, config: RunConfig, init: str, option: str = "model.init") -> tuple[Network, LoadReport]:
+    """A network with the weights that `init` says, and what was loaded; `option` is named in errors.
+
+    Raises:
+        InputError: the weights cannot be had, or belong to another network.
+    """
     model = task.build_model()
-    initialize(model, config.model.init, backbone_name=config.model.backbone)
+    try:
+        return model, initialize(model, init, backbone_name=config.model.backbone)
+    except InputError as error:
+        raise InputError(str(error).replace("model.init", option)) from None
+
+
+def _teachers_model(teacher: Stage, config: RunConfig, joint: JointTraining | None) -> Network:
+    """The teacher's network, its classifier of whole images included where this training is of the same ones."""
+    model = load_trained(teacher, config.task)
+    known = tuple(read_card(teacher.model_folder).get("image_classes", ()))
+    if joint is None or known != joint.image_classes:
+        model.classifier = None
     return model
 
 
@@ -255,7 +282,7 @@ def _base_key(config: RunConfig, part: TrainConfig, data: DataSets) -> dict[str,
         "task": config.task,
         "seed": config.seed,
         "model": config.model.model_dump(mode="json", exclude={"num_classes", "init"}),
-        "train": part.model_dump(mode="json"),
+        "train": part.model_dump(mode="json", exclude={"init"}),
         "data": config.data.model_dump(mode="json"),
         "labeled": data.labeled.fingerprint,
     }
@@ -313,13 +340,18 @@ def _validation(config: RunConfig, val: Index | None) -> Callable[..., dict[str,
     return validate
 
 
-def _train_and_save(stage: Stage, training: Training, runtime: Runtime, config: RunConfig) -> dict[str, Any]:
+def _train_and_save(
+    stage: Stage, training: Training, joint: JointTraining | None, runtime: Runtime, config: RunConfig
+) -> dict[str, Any]:
+    if joint is not None:
+        training = joint.added_to(training)
     result = loop.train(training, runtime)
     class_names = training.streams["labeled"].index.class_names
     if runtime.is_main:
         card = {
             "task": config.task,
             "class_names": list(class_names),
+            "image_classes": list(joint.image_classes if joint else ()),
             "model": config.model.model_dump(mode="json"),
             "postprocess": config.postprocess.model_dump(mode="json"),
             "data": config.data.model_dump(mode="json", include={"range"}),  # 16-bit pictures are read the same later
@@ -331,6 +363,7 @@ def _train_and_save(stage: Stage, training: Training, runtime: Runtime, config: 
         "kind": "train",
         "seed": training.seed,
         "config": training.config.model_dump(mode="json"),
+        "joint": config.joint.model_dump(mode="json") if joint else None,
         "steps": training.num_steps,
         "num_images": {name: len(stream.index) for name, stream in training.streams.items()},
         "batch_size": training.config.batch_size,
