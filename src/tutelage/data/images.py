@@ -1,7 +1,8 @@
 """Image files to RGB pixels as a viewer shows them, and the boxes that belong to them.
 
-What a file is, is told by its content, never by its suffix. Orientation is applied, so that everything above this
-file knows one picture: the shown one. Called by the loader, `check`, `predict` and the readers.
+Files may be members of a tar (`members`). What one is, is told by its content, never by its suffix. Orientation is
+applied, so that everything above this file knows one picture: the shown one. Called by the loader, `check`, `predict`
+and the readers.
 
 Legend: h, w the shown picture at full resolution; h', w' the decoded pixels, which may be reduced.
 """
@@ -23,6 +24,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
 from tutelage.config import DataConfig
+from tutelage.data.members import opened, read_bytes
 from tutelage.types import InputError
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "JPEG2000", "AVIF")
@@ -112,7 +114,7 @@ def probe(path: Path) -> ImageInfo:
         InputError: the file is missing or no image.
     """
     try:
-        with open(path, "rb") as file:
+        with opened(path) as file:
             return _info(_open(file, path))
     except OSError as error:
         raise _unreadable(path, error) from None
@@ -194,7 +196,7 @@ def _turned_pixels(pixels: Pixels, orientation: int) -> Pixels:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_bytes(path)
     except OSError as error:
         raise _unreadable(path, error) from None
 

@@ -23,6 +23,7 @@ from tutelage.config import DataConfig
 from tutelage.cores import available_cores
 from tutelage.data.images import decode, file_digest, probe
 from tutelage.data.index import Index, cache_folder, cache_key
+from tutelage.data.members import file_of
 from tutelage.files import atomic
 from tutelage.types import InputError
 
@@ -115,7 +116,7 @@ def _key(paths: Iterable[Path], data: DataConfig) -> str:
     content = hashlib.sha256()
     for path in paths:
         try:
-            status = path.stat()
+            status = file_of(path).stat()
         except OSError:
             continue
         content.update(f"{path}\n{status.st_size} {status.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))

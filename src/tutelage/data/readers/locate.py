@@ -8,7 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from tutelage.data.images import is_image
+from tutelage.data.members import SUFFIX
 from tutelage.data.readers import openimages, voc, yolo
+from tutelage.data.readers.classified import csv_sources
 from tutelage.data.readers.coco import foreign_json
 from tutelage.data.readers.masks.layouts import mask_sources, paired_folder, sources_of_mask_yaml, voc_list
 from tutelage.data.readers.source import (
@@ -21,10 +23,11 @@ from tutelage.data.readers.source import (
     refuse,
     split_named,
 )
+from tutelage.data.readers.webdataset import tar_sources
 from tutelage.types import Annotation, InputError
 
 HEAD = 1 << 20  # bytes of a json that tell what it is
-IMAGES_ONLY = {"folder", "list", "class-folders"}
+IMAGES_ONLY = {"folder", "list", "class-folders", "csv", "webdataset"}
 FORMATS_OF: dict[Annotation, set[str]] = {
     "boxes": {"coco", "voc", "yolo", "openimages"} | IMAGES_ONLY,
     "masks": {"mask-folder", "voc-masks", "ade20k-full", "coco", "panoptic", "yolo"} | IMAGES_ONLY,
@@ -101,7 +104,11 @@ def _locate_file(path: Path, unlabeled: bool) -> dict[str, Source]:
         if found := yolo.sources_of_yaml(path):
             return found
         raise refuse(path, "YAML without names and train, val or test")
+    if suffix == SUFFIX:
+        return tar_sources(path)
     if suffix == ".csv":
+        if found := csv_sources(path):
+            return found
         if told := openimages.foreign_csv(path):
             raise refuse(path, told)
         return {"": Source("openimages", path, split_named(path.stem))}
@@ -158,6 +165,7 @@ def _locate_folder(path: Path) -> dict[str, Source]:
         or _openimages_in(path)
         or yolo.sources_of_folder(path)
         or _splits_below(path)
+        or tar_sources(path)
     )
 
 

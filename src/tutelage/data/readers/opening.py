@@ -23,7 +23,9 @@ from tutelage.data.index import (
     header_size,
 )
 from tutelage.data.joining import join
+from tutelage.data.members import split_path
 from tutelage.data.readers.boxes import check_boxes
+from tutelage.data.readers.classified import CLASS_FILE, read_classified_csv
 from tutelage.data.readers.coco import read_coco
 from tutelage.data.readers.folders import read_class_folders, read_folder, read_list
 from tutelage.data.readers.locate import locate
@@ -32,6 +34,7 @@ from tutelage.data.readers.openimages import read_openimages
 from tutelage.data.readers.outlines.drawing import OUTLINES, draw_masks, images_only
 from tutelage.data.readers.source import Columns, Source, first_five, is_image_name, walk_files
 from tutelage.data.readers.voc import read_voc
+from tutelage.data.readers.webdataset import read_webdataset
 from tutelage.data.readers.yolo import label_folder, name_files, read_yolo
 from tutelage.files import read_json, write_json
 from tutelage.types import Annotation, InputError
@@ -45,6 +48,8 @@ READERS: dict[str, Callable[[Source, bool], Columns]] = {
     "class-folders": read_class_folders,
     "folder": read_folder,
     "list": read_list,
+    "csv": read_classified_csv,
+    "webdataset": read_webdataset,
 }
 
 
@@ -197,11 +202,13 @@ def _listed_trees(source: Source) -> list[Path]:
 def _inputs(source: Source, data: DataConfig) -> list[Path]:
     """Files whose content matters."""
     folder = source.path.parent if source.path.is_file() else source.path
-    files = [path for path in (source.path, source.listed) if path and path.is_file()]
+    files = [path for path in (source.path, source.listed, *source.images) if path and path.is_file()]
     if isinstance(data.classes, str) and Path(data.classes).is_file():
         files.append(Path(data.classes))
     if source.format == "openimages":
         files += sorted(folder.glob("*class-descriptions*.csv"))
+    if source.format in ("csv", "webdataset"):
+        files += [file for file in (folder / CLASS_FILE,) if file.is_file()]
     trees = [source.path] if source.format == "voc" and source.path.is_dir() else []
     if source.format == "panoptic":
         pictures = source.masks or source.path.with_suffix("")
@@ -210,7 +217,6 @@ def _inputs(source: Source, data: DataConfig) -> list[Path]:
         files += class_files(source)
         trees.append(source.masks)
     if source.format == "yolo":
-        files += [place for place in source.images if place.is_file()]
         places = [place.parent if place.is_file() else place for place in source.images]
         trees = [tree for tree in map(label_folder, places) if tree.is_dir()]
         files += [file for tree in trees for above in tree.parents[:2] for file in name_files(above)]
@@ -239,7 +245,7 @@ def _read(
     columns = READERS[source.format](source, unlabeled) if rendered is None else rendered.columns
     if annotation == "masks" and rendered is None:
         columns = images_only(columns)
-    if images and source.format in ("coco", "panoptic", "voc", "openimages"):
+    if images and source.format in ("coco", "panoptic", "voc", "openimages", "csv"):
         columns.roots = [Path(images).expanduser().resolve()]
     root, unlisted = _assumed_root(columns, source), list[str]()
     if not annotations_only:
@@ -327,7 +333,8 @@ def _assumed_root(columns: Columns, source: Source) -> Path:
 def _find_images(columns: Columns, source: Source) -> tuple[Path, list[str]]:
     """The image root and the unlisted files below it; all listed files must exist."""
     folders = list(dict.fromkeys(columns.roots))
-    hits = [sum(os.path.isfile(root / name) for name in columns.paths[:10]) for root in folders]
+    files = list(dict.fromkeys(split_path(name)[0] for name in columns.paths))
+    hits = [sum(os.path.isfile(root / name) for name in files[:10]) for root in folders]
     if not columns.paths:
         bare = f"; {len(columns.unlisted)} images have none: {first_five(columns.unlisted)}" if columns.unlisted else ""
         raise InputError(f"{source.path}: lists no images with annotations{bare}. Give a source with annotated images.")
@@ -339,11 +346,11 @@ def _find_images(columns: Columns, source: Source) -> tuple[Path, list[str]]:
             "annotations only (check --annotations-only)."
         )
     root = folders[int(np.argmax(hits))]
-    beside = _listings(root, columns.paths)
-    missing = [name for name in columns.paths if os.path.basename(name) not in beside[os.path.dirname(name)]]
+    beside = _listings(root, files)
+    missing = [name for name in files if os.path.basename(name) not in beside[os.path.dirname(name)]]
     if missing:
         raise InputError(
-            f"{source.path}: {len(missing)} of {len(columns.paths)} images are missing in {root} (first: "
+            f"{source.path}: {len(missing)} of {len(files)} images are missing in {root} (first: "
             f"{first_five(missing[:5])}). Add the files, or remove their entries."
         )
     if columns.unlisted is not None:

@@ -16,8 +16,9 @@ from tutelage.data.masks import MaskCoding
 from tutelage.types import Annotation, InputError
 
 SUPPORTED: dict[Annotation, str] = {
-    "boxes": "COCO json, Pascal VOC xml, YOLO txt (with or without data.yaml), OpenImages csv, class folders; for "
-    "unlabeled data also folders of images and text files of image paths",
+    "boxes": "COCO json, Pascal VOC xml, YOLO txt (with or without data.yaml), OpenImages csv; of classified images "
+    "class folders, csv with the columns image and label, WebDataset tars; for unlabeled data also folders of images "
+    "and text files of image paths",
     "masks": "images and masks in parallel folders (images/ and masks/, Pascal VOC, Cityscapes, ADE20K) or side by "
     "side, COCO json, COCO panoptic json, YOLO polygons; for unlabeled data also folders of images and text files of "
     "image paths",
