@@ -2,11 +2,12 @@
 
 from tutelage.data.pseudo.masks import StoredMask
 from tutelage.data.pseudo.reading import PseudoStore, open_store, require_kept, score_limits, store_index
-from tutelage.data.pseudo.writing import Leak, Manifest, StoreWriter
+from tutelage.data.pseudo.writing import Leak, Manifest, Outcome, StoreWriter
 
 __all__ = [
     "Leak",
     "Manifest",
+    "Outcome",
     "PseudoStore",
     "StoreWriter",
     "StoredMask",

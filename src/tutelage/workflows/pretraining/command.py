@@ -9,14 +9,19 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from tutelage import stats
 from tutelage.config import PretrainConfig, RunConfig
+from tutelage.data.index import Index
 from tutelage.engine.runtime import Runtime, launch
-from tutelage.files import read_json, write_json
+from tutelage.files import read_json, write_json, write_text
+from tutelage.stats.intervals import binomial_interval
 from tutelage.workflows.options import Paths, resolve
+from tutelage.workflows.pretraining.card import model_card
 from tutelage.workflows.pretraining.data import Needs, PretrainData, open_data
+from tutelage.workflows.pretraining.noisy_student import pretrain_noisy_student
 from tutelage.workflows.pretraining.simclr import pretrain_simclr
 from tutelage.workflows.pretraining.supervised import pretrain_supervised
-from tutelage.workflows.stages import Place, Stage, console, open_run, pin_data
+from tutelage.workflows.stages import Place, Stage, console, open_run, pin_data, provenance
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,9 @@ class Method:
 
 METHODS: dict[str, Method] = {
     "supervised": Method(Needs(classes=True, pool=False), attrgetter("test_fraction"), pretrain_supervised),
+    "noisy-student": Method(
+        Needs(classes=True, pool=True, teacher=True), attrgetter("test_fraction"), pretrain_noisy_student
+    ),
     "simclr": Method(Needs(classes=False, pool=True), attrgetter("simclr.probe_fraction"), pretrain_simclr),
 }
 
@@ -85,10 +93,42 @@ def pretrain(
     console.print(data.source.description)
     pin_data(out, data.fingerprints)
     stage = launch(config.runtime, method.work, config, Place(out / "stages"), data)
+    record = run_record(out, config, data, stage)
     shutil.copytree(stage.folder / "model", out / "model", dirs_exist_ok=True)
-    write_json(out / "run.json", stage.record)
-    console.print(f"Accuracy {_percent(stage.record['accuracy'])}. Model: {out / 'model'}")
-    return stage.record
+    write_text(out / "model" / "README.md", model_card(record, out / "model"))
+    write_json(out / "run.json", record)
+    console.print(f"Accuracy {_percent(record['accuracy'])}. Model: {out / 'model'}")
+    return record
+
+
+def run_record(out: Path, config: RunConfig, data: PretrainData, stage: Stage) -> dict[str, Any]:
+    """What `run.json` says: the data, what the method's stage found, and what it takes to make it again."""
+    given = {"labeled": data.source} | ({} if data.pool is None else {"unlabeled": data.pool})
+    record = {
+        "method": config.pretrain.method,
+        "init": config.model.init,
+        "size": config.pretrain.size,
+        "data": {name: _described(index) for name, index in given.items()},
+        "held_out": len(data.held_out),
+        "num_images": {"labeled": len(data.images)},
+        "classes": list(data.source.class_names),
+        "stages": {stage.name: str(stage.folder.relative_to(out))},
+        **stage.record,
+        **provenance(config),
+    }
+    return {**record, "accuracy_interval": _interval(record["accuracy"], record["held_out"], config.eval.confidence)}
+
+
+def _described(index: Index) -> dict[str, Any]:
+    return {"description": index.description, "images": len(index), "fingerprint": index.fingerprint}
+
+
+def _interval(accuracy: float | None, held_out: int, confidence: float) -> dict[str, Any] | None:
+    """Of the share of held-out images that are right, over their choice."""
+    if accuracy is None:
+        return None
+    covers = stats.covers(held_out, held_out, "bootstrap")
+    return binomial_interval(round(accuracy * held_out), held_out, confidence, covers).as_dict()
 
 
 def _percent(share: float | None) -> str:

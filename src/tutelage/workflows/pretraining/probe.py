@@ -68,7 +68,7 @@ class Probe:
         settle_norms(model.to(self.runtime.device), map(self._moved, self._batches(rows)))
         return model
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference mode, whose tensors nothing can be fitted to
     def _features(self, model: Embedder, rows: NDArray[np.int64]) -> Features:
         """Features of all rows, on every device; an image's place follows its rank."""
         values, labels = [], []
