@@ -15,7 +15,7 @@ LEVELS = range(3, 8)
 
 
 class Graph:
-    """Names variables as TensorFlow 1 does: a layer without a name has its kind's, counted in the scope it is made in."""
+    """Names variables as TensorFlow 1 does; a layer without a name has its kind's, counted in its scope."""
 
     def __init__(self) -> None:
         self.shapes: dict[str, tuple[int, ...]] = {}
