@@ -209,8 +209,10 @@ def predict(
 
 @app.command()
 def pretrain(
-    folder: Annotated[str, typer.Argument(help="folder of class folders of images")],
+    source: Annotated[str, typer.Argument(help="classified images: class folders, a csv or tars; for simclr any")],
     out: Out,
+    unlabeled: Unlabeled = [],  # noqa: B006
+    teacher: Annotated[str, typer.Option(help="noisy-student: a finished classifier; else one is trained")] = "",
     recipe: Recipe = "",
     seed: Seed = None,
     device: Device = "",
@@ -219,7 +221,7 @@ def pretrain(
     overwrite: Overwrite = False,
     overrides: Overrides = None,
 ) -> None:
-    """Pre-train a backbone on folders of classes; the result is what `model.init=OUT` takes.
+    """Pre-train a backbone on classified images; the result is what `model.init=OUT` takes.
 
     Example: `tutelage pretrain my/classes/ --out backbone train.passes=30`
     """
@@ -253,6 +255,7 @@ def show(
     flops: Annotated[float, typer.Option(help="FLOP/s that a device sustains; measured in ten seconds otherwise")] = 0,
     labeled: Labeled = [],  # noqa: B006
     unlabeled: Unlabeled = [],  # noqa: B006
+    classification: Classification = [],  # noqa: B006
     labeled_images: Annotated[int, typer.Option(help="number of labeled images, in the place of --labeled")] = 0,
     pool_images: Annotated[int, typer.Option(help="number of pool images, in the place of --unlabeled")] = 0,
     overrides: Overrides = None,

@@ -15,7 +15,7 @@ from tutelage.data.index import Index
 from tutelage.engine.runtime import Runtime, launch
 from tutelage.files import read_json, write_json, write_text
 from tutelage.stats.intervals import binomial_interval
-from tutelage.workflows.options import Paths, resolve
+from tutelage.workflows.options import Paths, default_recipe, resolve
 from tutelage.workflows.pretraining.card import model_card
 from tutelage.workflows.pretraining.data import Needs, PretrainData, open_data
 from tutelage.workflows.pretraining.noisy_student import pretrain_noisy_student
@@ -43,7 +43,7 @@ METHODS: dict[str, Method] = {
 
 
 def pretrain(
-    folder: str | Path,
+    source: str | Path,
     *,
     out: str | Path,
     unlabeled: Paths = (),
@@ -62,11 +62,11 @@ def pretrain(
     accuracy of the last weights.
 
     Args:
-        folder: one folder of images a class, a csv of classified images, or tars of them; for simclr any images.
+        source: one folder of images a class, a csv of classified images, or tars of them; for simclr any images.
         out: the run folder; the same call on an unfinished run continues it.
         unlabeled: a pool of images for noisy-student, more images for simclr.
         teacher: a finished classifier of the same classes, in the place of the teacher of noisy-student.
-        recipe: name or YAML file.
+        recipe: name or YAML file; pretrain-small when empty, or pretrain-r50 on a GPU.
         seed: of everything drawn.
         device: auto, cpu, cuda or mps.
         devices: how many.
@@ -81,8 +81,10 @@ def pretrain(
         InputError: fewer than two classes, and what else a user can mend.
     """
     out = Path(out)
-    sources: dict[str, Paths] = {"labeled": folder, "unlabeled": unlabeled, "teacher": teacher}
-    config = resolve(recipe, overrides, sources, seed=seed, device=device, devices=devices)
+    sources: dict[str, Paths] = {"labeled": source, "unlabeled": unlabeled, "teacher": teacher}
+    config = resolve(
+        recipe or default_recipe("pretrain"), overrides, sources, seed=seed, device=device, devices=devices
+    )
     config = open_run(out, config, overrides, overwrite=overwrite, resume=resume)
     if (out / "run.json").is_file():
         record: dict[str, Any] = read_json(out / "run.json")
