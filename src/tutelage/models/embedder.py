@@ -11,7 +11,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from tutelage.config import ModelConfig
-from tutelage.models.model import Normalize, _backbone_of, pooled
+from tutelage.models.model import Normalize, backbone_of, pooled
 
 
 class Embedder(nn.Module):
@@ -26,7 +26,7 @@ class Embedder(nn.Module):
         self.config = config
         self.num_classes = num_classes
         self.normalize = Normalize()
-        self.backbone = _backbone_of(config)
+        self.backbone = backbone_of(config)
         width = self.backbone.channels[-1]
         self.projection = _projection([*[width] * layers, num_classes])
 

@@ -68,7 +68,7 @@ class PyramidNetwork(nn.Module):
         self.config = config
         self.num_classes = num_classes
         self.normalize = Normalize()
-        self.backbone = _backbone_of(config)
+        self.backbone = backbone_of(config)
         self.pyramid = PYRAMIDS[config.pyramid](self.backbone.channels, config)
         self.classifier: nn.Linear | None = None  # of whole images, in joint training
 
@@ -131,7 +131,7 @@ class Classifier(nn.Module):
         self.config = config
         self.num_classes = num_classes
         self.normalize = Normalize()
-        self.backbone = _backbone_of(config)
+        self.backbone = backbone_of(config)
         self.dropout = nn.Dropout(dropout)
         self.linear = _linear_classifier(self.backbone.channels[-1], num_classes)
 
@@ -196,7 +196,7 @@ def _linear_classifier(width: int, num_classes: int) -> nn.Linear:
     return linear
 
 
-def _backbone_of(config: ModelConfig) -> Backbone | PlainViT | SpineNet:
+def backbone_of(config: ModelConfig) -> Backbone | PlainViT | SpineNet:
     if config.backbone in SPINENETS:
         return SpineNet(
             config.backbone,

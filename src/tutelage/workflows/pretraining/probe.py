@@ -26,7 +26,7 @@ from tutelage.engine.runtime import Runtime
 from tutelage.models.embedder import Embedder
 from tutelage.types import Batch
 
-DECAYS = (1.0, 0.1, 1e-2, 1e-3, 1e-4)  # of standardized features, beside the mean cross-entropy; the strongest first
+DECAYS = (1.0, 0.1, 1e-2, 1e-3)  # of standardized features, beside the mean cross-entropy; the strongest first
 CHOOSING = 5  # one in so many training images chooses the decay
 MOST_IMAGES = 100_000  # that a probe trains on, whose features stay in memory
 SETTLING_IMAGES = 2048  # that settle the batch-norm statistics of a fresh network

@@ -12,17 +12,17 @@ from tutelage.data.index import Index
 from tutelage.data.joining import join
 from tutelage.data.loader import view_batches
 from tutelage.engine import loop
-from tutelage.engine.checkpoint import remove_checkpoint
 from tutelage.engine.contrastive import SimCLR
 from tutelage.engine.guard import split_batch
 from tutelage.engine.optim import num_steps_for
 from tutelage.engine.runtime import Runtime
 from tutelage.models.embedder import Embedder
-from tutelage.models.init import init_digest, initialize, save_model
+from tutelage.models.init import LoadReport, initialize, save_model
 from tutelage.types import InputError
 from tutelage.workflows.pretraining.data import PretrainData
 from tutelage.workflows.pretraining.probe import Probe, probe_rows
-from tutelage.workflows.stages import Place, Stage, run_stage
+from tutelage.workflows.pretraining.supervised import base_key, trained_stage
+from tutelage.workflows.stages import Place, Stage, console
 
 
 def pretrain_simclr(runtime: Runtime, config: RunConfig, place: Place, data: PretrainData) -> Stage:
@@ -33,41 +33,46 @@ def pretrain_simclr(runtime: Runtime, config: RunConfig, place: Place, data: Pre
     """
     images = data.images if data.pool is None else join([data.images, data.pool])
     _check_batch(config, images, runtime)
-    key = {
-        "kind": "pretrain",
-        "seed": config.seed,
-        "model": config.model.model_dump(mode="json", exclude={"num_classes", "init"}),
-        "init": init_digest(config.model.init),
-        "train": config.train.model_dump(mode="json"),
-        "pretrain": config.pretrain.model_dump(mode="json"),
-        "data": data.fingerprints,
-    }
+    pool = {} if data.pool is None else {"unlabeled": data.pool.fingerprint}
+    key = {**base_key(config, data), **pool, "simclr": config.pretrain.simclr.model_dump(mode="json")}
 
     def work(stage: Stage) -> dict[str, Any]:
-        result = loop.train(_training(stage, images, config, runtime), runtime)
+        model, report = _start(config, runtime)
+        if runtime.is_main:
+            console.print(f"{stage.name} starts from {report}")
+        training = _training(stage, model, images, config)
+        result = loop.train(training, runtime)
         assert isinstance(result.model, Embedder), type(result.model)
         probe = _probed(result.model, data, config, runtime)
-        classes = list(data.source.class_names)
         if runtime.is_main:
-            card = {"task": "embedding", "class_names": classes, "hash": stage.hash, "accuracy": probe["accuracy"]}
-            save_model(stage.folder / "model", result.model, card)
-        figures = {"accuracy": probe["accuracy"], "probe": probe, "held_out": len(data.held_out)}
-        counts = {"num_images": {"images": len(images)}, "classes": classes}
-        return {"kind": "pretrain", **figures, **counts, **result.as_dict()}
+            save_model(stage.folder / "model", result.model, _card(stage, config, data, probe))
+        return {
+            "kind": "pretrain",
+            **probe,
+            "num_images": {"images": len(images)},
+            "load_report": report.as_dict(),
+            "warning": training.objective.warning(result.losses),
+            **result.as_dict(),
+        }
 
-    stage = run_stage(place, "pretrain", key, runtime, work)
-    if runtime.is_main:
-        remove_checkpoint(stage.folder)
-    return stage
+    return trained_stage(place, "pretrain", key, runtime, work)
 
 
-def _training(stage: Stage, images: Index, config: RunConfig, runtime: Runtime) -> loop.Training:
+def _start(config: RunConfig, runtime: Runtime) -> tuple[Embedder, LoadReport]:
+    """The network before training, the same each time, and what was loaded into it."""
+    runtime.seed_everything(config.seed)
+    options = config.pretrain.simclr
+    model = Embedder(config.model, options.projection_width, options.projection_layers)
+    return model, initialize(model, config.model.init, backbone_name=config.model.backbone)
+
+
+def _training(stage: Stage, model: Embedder, images: Index, config: RunConfig) -> loop.Training:
     batches = partial(view_batches, data=config.data, pretrain=config.pretrain)
     return loop.Training(
         name=stage.name,
         run_hash=stage.hash,
         folder=stage.folder,
-        objective=SimCLR(_start(config, runtime), config.pretrain.simclr.temperature),
+        objective=SimCLR(model, config.pretrain.simclr.temperature),
         streams={"images": loop.Stream(images, config.train.batch_size, batches)},
         config=config.train,
         num_steps=num_steps_for(config.train, len(images)),
@@ -76,24 +81,34 @@ def _training(stage: Stage, images: Index, config: RunConfig, runtime: Runtime) 
     )
 
 
-def _start(config: RunConfig, runtime: Runtime) -> Embedder:
-    """The network before training: the same each time."""
-    runtime.seed_everything(config.seed)
-    options = config.pretrain.simclr
-    model = Embedder(config.model, options.projection_width, options.projection_layers)
-    initialize(model, config.model.init, backbone_name=config.model.backbone)
-    return model
-
-
 def _probed(model: Embedder, data: PretrainData, config: RunConfig, runtime: Runtime) -> dict[str, Any]:
     """Linear evaluation of the trained network, and of its start, which shows what the training was worth."""
     if data.labeled is None or not len(data.held_out):
         return {"accuracy": None}
     kept = np.setdiff1d(np.arange(len(data.labeled)), data.held_out)
     probe = Probe(data.labeled, probe_rows(kept), data.held_out, config, runtime)
-    found = probe.measure(model)
-    start = probe.measure(probe.settle(_start(config, runtime)))
-    return {**found, "accuracy_of_start": start["accuracy"], "trained_on": len(probe.trained)}
+    found, start = probe.measure(model), probe.measure(probe.settle(_start(config, runtime)[0]))
+    verdict = (
+        f"A linear classifier of the frozen features is right on {100 * found['accuracy']:.1f} % of "
+        f"{len(data.held_out)} held-out images; of those of the same network before the training, on "
+        f"{100 * start['accuracy']:.1f} %."
+    )
+    return {
+        "accuracy": found["accuracy"],
+        "accuracy_of_start": start["accuracy"],
+        "probe": {"images": len(probe.trained), "decay": found["decay"], "decay_of_start": start["decay"]},
+        "verdict": verdict,
+    }
+
+
+def _card(stage: Stage, config: RunConfig, data: PretrainData, probe: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "task": "embedding",
+        "class_names": list(data.source.class_names),
+        "data": config.data.model_dump(mode="json", include={"range"}),  # 16-bit pictures are read the same later
+        "hash": stage.hash,
+        "accuracy": probe["accuracy"],
+    }
 
 
 def _check_batch(config: RunConfig, images: Index, runtime: Runtime) -> None:
