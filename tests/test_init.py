@@ -298,7 +298,7 @@ def test_imagenet_brings_its_pixel_statistics(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(init, "pretrained_weights", lambda name, which: weights)
     model = detector()
     report = start(model, "imagenet")
-    assert report.source == "resnet10t.x" and report.unexpected == () and report.licence == "apache-2.0"
+    assert report.source == "resnet10t.x" and report.unexpected == () and report.license == "apache-2.0"
     assert model.normalize.mean.tolist() == [127.5] * 3
     assert torch.equal(model.backbone.body.conv1[0].weight, donor.backbone.body.conv1[0].weight)
 

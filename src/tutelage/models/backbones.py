@@ -223,7 +223,7 @@ class TrainedWeights:
     source: str
     state: Mapping[str, Tensor]
     normalization: Normalization
-    licence: str = ""
+    license: str = ""
 
 
 def weights_name(name: str, init: str) -> str:
@@ -323,7 +323,7 @@ def published_simclr(name: str) -> TrainedWeights:
             f"Fetch {SIMCLR_FILE.file} of {SIMCLR_FILE.url} on a machine with network access and give "
             f"model.init=simclr:PATH/{SIMCLR_FILE.file}, or start from model.init=random."
         ) from None
-    return TrainedWeights(row.name, content["state_dict"], SIMCLR_INPUTS, row.licence)
+    return TrainedWeights(row.name, content["state_dict"], SIMCLR_INPUTS, row.license)
 
 
 def _first_line(error: Exception) -> str:

@@ -46,7 +46,7 @@ class LoadReport:
     matched: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
-    licence: str = ""  # of trained weights, where it is known
+    license: str = ""  # of trained weights, where it is known
     warnings: tuple[str, ...] = ()
 
     @property
@@ -65,8 +65,8 @@ class LoadReport:
         named = ", ".join(self.left_over[:NAMED_HEADS])
         more = len(self.left_over) - NAMED_HEADS
         heads = f"; a head was left over ({named}{f' and {more} more' if more > 0 else ''})" if named else ""
-        licence = f"; licence {self.licence}" if self.licence else ""
-        return "\n".join((f"{self.source}: {counts}{heads}{licence}", *self.warnings))
+        license = f"; license {self.license}" if self.license else ""
+        return "\n".join((f"{self.source}: {counts}{heads}{license}", *self.warnings))
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

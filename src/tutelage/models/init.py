@@ -115,7 +115,7 @@ def _load_trained(model: Model, weights: TrainedWeights) -> LoadReport:
         warnings = _scale_warning(mean_kernel_norm(body) / before)
     loaded = {f"{BODY}{name}" for name in report.matched}
     missing = tuple(name for name in model.state_dict() if name not in loaded and not name.startswith("normalize."))
-    return replace(report, missing=missing, licence=weights.licence, warnings=warnings)
+    return replace(report, missing=missing, license=weights.license, warnings=warnings)
 
 
 def _scale_warning(ratio: float) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Trained weights that an initialization may mean: one table of what they reach, their source and their licence.
+"""Trained weights that an initialization may mean: one table of what they reach, their source and their license.
 
 Top-1 accuracy is ImageNet-1k validation, in percent: of supervised weights as timm measures it
 (results/results-imagenet.csv of its repository), of self-supervised ones that of a linear classifier on the frozen
@@ -20,7 +20,7 @@ class Trained:
     name: str  # timm's: model.tag
     top1: float | None  # percent; None: not stated
     paper: str
-    licence: str
+    license: str
 
     @property
     def backbone(self) -> str:
@@ -40,9 +40,9 @@ class HubFile(NamedTuple):
         return f"https://huggingface.co/{self.repository}"
 
 
-def _trained(init: str, paper: str, licence: str, top1: Mapping[str, float | None]) -> list[Trained]:
+def _trained(init: str, paper: str, license: str, top1: Mapping[str, float | None]) -> list[Trained]:
     """Weights of one origin; an empty `init` means that their full name chooses them."""
-    return [Trained(init or name, name, accuracy, paper, licence) for name, accuracy in top1.items()]
+    return [Trained(init or name, name, accuracy, paper, license) for name, accuracy in top1.items()]
 
 
 APACHE, BSD = "apache-2.0", "bsd-3-clause"
