@@ -28,13 +28,15 @@ REPETITIONS = int(os.environ.get("BENCH_REPETITIONS", "7"))
 SPREAD = 0.5  # of the class logits, so that about 0.05 % of them pass the score floor and suppression has work
 PRECISIONS = ("float32", "bfloat16")
 SGD = TrainConfig(optimizer="sgd", lr=0.001, lr_rule="fixed")
+R50 = ModelConfig(backbone="resnet50", canvas=(SIDE, SIDE))
 
 
-def made_batch(generator: torch.Generator) -> Batch:
+def made_batch(generator: torch.Generator, height: int = SIDE, width: int = SIDE) -> Batch:
     """Noise pictures, each with eight boxes."""
-    images = torch.randint(256, (BATCH, SIDE, SIDE, 3), dtype=torch.uint8, generator=generator)
-    corner = torch.rand(BATCH, BOXES, 2, generator=generator) * SIDE * 0.6
-    size = 10 + torch.rand(BATCH, BOXES, 2, generator=generator) * SIDE * 0.3
+    images = torch.randint(256, (BATCH, height, width, 3), dtype=torch.uint8, generator=generator)
+    sides = torch.tensor([width, height])
+    corner = torch.rand(BATCH, BOXES, 2, generator=generator) * sides * 0.6
+    size = 10 + torch.rand(BATCH, BOXES, 2, generator=generator) * sides * 0.3
     full = (BATCH, BOXES)
     boxes = PaddedBoxes(
         torch.cat([corner, corner + size], dim=-1),
@@ -43,7 +45,7 @@ def made_batch(generator: torch.Generator) -> Batch:
         torch.zeros(full, dtype=torch.uint8),
         torch.ones(full, dtype=torch.bool),
     )
-    whole = torch.full((BATCH, 1, 2), SIDE)
+    whole = torch.tensor([height, width]).expand(BATCH, 1, 2)
     matrix = torch.eye(3, dtype=torch.float64).expand(BATCH, 1, 3, 3)
     return Batch(images.permute(0, 3, 1, 2)[:, None], matrix, whole, torch.arange(BATCH), whole[:, 0], boxes)
 
@@ -51,11 +53,9 @@ def made_batch(generator: torch.Generator) -> Batch:
 class Ours:
     """Our detector as the training loop uses it."""
 
-    def __init__(self, batch: Batch, precision: str) -> None:
+    def __init__(self, batch: Batch, precision: str, config: ModelConfig = R50) -> None:
         self.batch, self.precision = batch, precision
-        self.task = DetectionTask(
-            ModelConfig(backbone="resnet50", canvas=(SIDE, SIDE)), PostprocessConfig(), tuple(map(str, range(CLASSES)))
-        )
+        self.task = DetectionTask(config, PostprocessConfig(), tuple(map(str, range(CLASSES))))
         self.model = self.task.build_model().to(memory_format=torch.channels_last)
         self.optimizer = build_optimizer(self.model, SGD)
         spread_logits(self.model.head.class_predictor, lambda: self.model(batch.images[:, 0], batch.valid[:, 0]).logits)
@@ -103,8 +103,9 @@ class Torchvisions:
 
     def __init__(self, batch: Batch, precision: str) -> None:
         self.precision = precision
+        sides = batch.images.shape[-2:]
         self.model = retinanet_resnet50_fpn_v2(
-            weights=None, weights_backbone=None, num_classes=CLASSES, min_size=SIDE, max_size=SIDE
+            weights=None, weights_backbone=None, num_classes=CLASSES, min_size=min(sides), max_size=max(sides)
         )
         self.images = [image.float() / 255 for image in batch.images[:, 0].contiguous()]
         assert batch.boxes is not None
