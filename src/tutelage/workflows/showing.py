@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from importlib import resources
+from json import dumps
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
-from tutelage.config import RunConfig, load_config, option_table, recipe_names
-from tutelage.models.cost import count_multiply_adds, count_parameters
+from tutelage.config import RunConfig, option_table, recipe_names
 from tutelage.reporting.page import write_report
-from tutelage.tasks.table import build_task
-from tutelage.workflows.options import default_recipe
+from tutelage.types import InputError
+from tutelage.workflows.costing import Costs, costs_of, main_network, precision_of
+from tutelage.workflows.options import Paths, default_recipe, resolve
 from tutelage.workflows.stages import console
 
 WITH_CLASSIFIER = "(arXiv:2006.06882, table 6; the classifier, which is not used, is counted there and not here)"
@@ -35,29 +35,57 @@ def recipes() -> dict[str, str]:
     return found
 
 
-def show(recipe: str | Path, *, options: bool = False, overrides: tuple[str, ...] = ()) -> RunConfig:
-    """Prints a recipe whole and resolved, with the cost of its network; or what every option means.
+def show(
+    recipe: str | Path,
+    *,
+    options: bool = False,
+    cost: bool = False,
+    json: bool = False,
+    flops: float = 0.0,
+    labeled: Paths = (),
+    unlabeled: Paths = (),
+    classification: Paths = (),
+    labeled_images: int = 0,
+    pool_images: int = 0,
+    overrides: tuple[str, ...] = (),
+) -> RunConfig | Costs:
+    """Prints a recipe whole and resolved, with the size of its network; or what every option means; or what it costs.
+
+    Args:
+        recipe: name or YAML file.
+        options: print every option with its meaning instead.
+        cost: print what each stage costs instead.
+        json: print the cost as JSON and nothing else.
+        flops: sustained FLOP/s of a device; measured on this one in about ten seconds when 0.
+        labeled: labeled data, whose images are counted; those of the recipe's sources when empty.
+        unlabeled: the pool, likewise.
+        classification: classified images, which make the training joint; they are not counted.
+        labeled_images: their number, in the place of data.
+        pool_images: likewise.
+        overrides: `key=value` options.
+
+    Returns:
+        The config; with `cost` the costs.
 
     Raises:
-        InputError: unknown recipe, key or value.
+        InputError: unknown recipe, key or value, or data that cannot be read.
     """
-    config = load_config(recipe, overrides)
+    sources: dict[str, Paths] = {"labeled": labeled, "unlabeled": unlabeled, "classification": classification}
+    config = resolve(recipe, overrides, sources)
+    if json and not cost:
+        raise InputError("--json: prints the cost of a recipe, which was not asked for. Add --cost.")
     if options:
-        table = Table("option", "default", "meaning", box=None)
-        for row in option_table():
-            table.add_row(*row)
-        Console().print(table)
-        return config
-    class_names = tuple(f"class {number}" for number in range(config.model.num_classes))
-    with torch.device("meta"):
-        model = build_task(config, class_names).build_model()
-    print(config.to_yaml(), end="")
-    print(f"# {count_parameters(model) / 1e6:.1f} million parameters with {config.model.num_classes} classes")
-    height, width = config.model.canvas
-    billions = count_multiply_adds(model, config.model.canvas) / 1e9
-    print(f"# {billions:.1f} billion multiply-adds an image of {height} x {width}, of convolutions and matrix products")
-    if str(recipe) in PUBLISHED:
-        print(f"# published: {PUBLISHED[str(recipe)]}")
+        _print_options()
+    elif cost:
+        costs = costs_of(config, flops=flops, labeled=labeled_images, pool=pool_images)
+        if json:
+            print(dumps(costs.as_dict(), indent=1))
+        else:
+            _print_costs(costs)
+        return costs
+    else:
+        print(config.to_yaml(), end="")
+        _print_network(str(recipe), config)
     return config
 
 
@@ -70,6 +98,36 @@ def report(run: str | Path) -> Path:
     page = write_report(Path(run))
     console.print(f"Report: {page}")
     return page
+
+
+def _print_options() -> None:
+    table = Table("option", "default", "meaning", box=None)
+    for row in option_table():
+        table.add_row(*row)
+    Console().print(table)
+
+
+def _print_network(recipe: str, config: RunConfig) -> None:
+    network = main_network(config)
+    height, width = network.canvas
+    plain, recomputed = (network.activations_with(recompute) for recompute in (False, True))
+    print(f"# {network.parameters / 1e6:.1f} million parameters with {config.model.num_classes} classes")
+    print(
+        f"# {network.multiply_adds / 1e9:.1f} billion multiply-adds an image of {height} x {width}, of convolutions "
+        "and matrix products"
+    )
+    if recipe in PUBLISHED:
+        print(f"# published: {PUBLISHED[recipe]}")
+    print(
+        f"# {plain / 1e9:.2f} GB of memory an image in a training step, {recomputed / 1e9:.2f} GB with "
+        f"runtime.activation_checkpointing (estimated, {precision_of(config)}); the rest: show --cost"
+    )
+
+
+def _print_costs(costs: Costs) -> None:
+    console.print(costs.table())
+    for line in costs.lines():
+        console.print(line)
 
 
 def _first_comment(name: str) -> str:

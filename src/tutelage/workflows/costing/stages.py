@@ -1,0 +1,192 @@
+"""The stages of a run by what they compute: which networks, how often, on how many images.
+
+Multiply-adds are of the forward pass; the backward pass takes twice as many, and activation checkpointing one forward
+pass more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tutelage.config import RunConfig, TrainConfig
+from tutelage.engine.optim import num_steps_for
+from tutelage.workflows.costing.images import Images, pretrains
+from tutelage.workflows.costing.network import DryNetwork, classifier_network, main_network
+
+FLOPS = 2  # of a multiply-add
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a kind of stage costs; `times` of them all together, but memory, which is one device's."""
+
+    name: str
+    times: int
+    parameters: int
+    multiply_adds: int  # of one image of the task, all its views together
+    images_seen: int
+    flops: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Images that pass a network in each step of a training."""
+
+    network: DryNetwork
+    images: int
+    views: int = 1  # of every image
+
+
+def stages_of(config: RunConfig, images: Images) -> list[Stage]:
+    """What `tutelage fit` does with a recipe, or `tutelage pretrain` where it is for that."""
+    return PRETRAININGS[config.pretrain.method](config, images) if pretrains(config) else _fit(config, images)
+
+
+def _fit(config: RunConfig, images: Images) -> list[Stage]:
+    """Teacher, labeling, control, student, and what is measured on."""
+    network = main_network(config, images.num_classes)
+    student, ratio = config.student.batch_size, config.pseudo.ratio
+    chains = config.rounds * config.repeats
+    stages = []
+    for name, added in _joint_arms(config, network).items():
+        streams = [Pass(network, config.teacher.batch_size), *added]
+        stages.append(_training(name, 1, config, config.teacher, images.labeled, streams))
+    stores = 1 + (config.rounds - 1) * config.repeats
+    stages.append(_labeling(config, network, stores, images.pool))
+    for arm in ("control", "student", *(["hidden"] if config.hidden_arm else [])):
+        streams = [Pass(network, student * (1 + ratio)), *_classified(config, student)]
+        stages.append(_training(arm, chains, config, config.student, images.labeled, streams))
+    if images.test:
+        models = sum(stage.times for stage in stages if stage.name != "label")
+        stages.append(_inference("evaluate", models, config, network, images.test))
+    return stages
+
+
+def _supervised(config: RunConfig, images: Images) -> list[Stage]:
+    network = main_network(config, images.num_classes)
+    streams = [Pass(network, config.train.batch_size)]
+    return [
+        _training("pretrain", 1, config, config.train, images.labeled, streams),
+        *_measured(config, network, 1, images),
+    ]
+
+
+def _simclr(config: RunConfig, images: Images) -> list[Stage]:
+    """Two views of every image; the projection head, less than a thousandth of the work, is left out."""
+    network = main_network(config, images.num_classes)
+    streams = [Pass(network, config.train.batch_size, views=2)]
+    stage = _training("pretrain", 1, config, config.train, images.labeled + images.pool, streams)
+    return [stage, _inference("probe", 1, config, network, images.labeled + images.test)]
+
+
+def _noisy_student(config: RunConfig, images: Images) -> list[Stage]:
+    noisy, teacher = config.pretrain.noisy_student, main_network(config, images.num_classes)
+    backbone = noisy.backbone or config.model.backbone
+    student = teacher if backbone == config.model.backbone else main_network(config, images.num_classes, backbone)
+    batch = config.train.batch_size
+    own = [Pass(teacher, batch)]
+    both = [Pass(student, batch * (1 + noisy.ratio))]
+    stages = [
+        _training("teacher", 1, config, config.train, images.labeled, own),
+        _inference("label", 1, config, teacher, images.pool),
+    ]
+    if noisy.rounds > 1:
+        stages.append(_inference("label-again", noisy.rounds - 1, config, student, images.pool))
+    for arm, times in {"control": 1, "student": noisy.rounds}.items():
+        stages.append(_training(arm, times, config, config.train, images.labeled, both))
+    return stages + _measured(config, student, 2 + noisy.rounds, images)
+
+
+PRETRAININGS: dict[str, Callable[[RunConfig, Images], list[Stage]]] = {
+    "supervised": _supervised,
+    "simclr": _simclr,
+    "noisy-student": _noisy_student,
+}
+
+
+def _training(
+    name: str, times: int, config: RunConfig, part: TrainConfig, num_labeled: int, streams: Sequence[Pass]
+) -> Stage:
+    """A training; the first of its streams is the task's, and its network the one that is trained."""
+    steps = num_steps_for(part, num_labeled)
+    flops = sum(stream.images * stream.views * flops_an_image(config, stream.network) for stream in streams)
+    share = images_a_pass(config, part.batch_size) / part.batch_size
+    activations = sum(stream.images * stream.views * stream.network.activations for stream in streams)
+    first = streams[0]
+    return Stage(
+        name=name,
+        times=times,
+        parameters=first.network.parameters,
+        multiply_adds=first.views * first.network.multiply_adds,
+        images_seen=times * steps * sum(stream.images for stream in streams),
+        flops=times * steps * flops,
+        memory_bytes=first.network.step_memory(part, round(share * activations)).total,
+    )
+
+
+def _labeling(config: RunConfig, network: DryNetwork, times: int, num_images: int) -> Stage:
+    """Every image passes in every view and at every scale, whose pixels grow with its square."""
+    label = config.label
+    views = len(label.views) * sum(scale**2 for scale in label.scales)
+    return _inference("label", times, config, network, num_images, views=views, largest=max(label.scales) ** 2)
+
+
+def _measured(config: RunConfig, network: DryNetwork, times: int, images: Images) -> list[Stage]:
+    return [_inference("evaluate", times, config, network, images.test)] if images.test else []
+
+
+def _inference(
+    name: str,
+    times: int,
+    config: RunConfig,
+    network: DryNetwork,
+    num_images: int,
+    *,
+    views: float = 1.0,
+    largest: float = 1.0,
+) -> Stage:
+    """Forward passes alone, of so many canvases an image, the largest with so many times a canvas's pixels."""
+    multiply_adds = round(views * network.multiply_adds)
+    activations = round(images_a_pass(config, config.train.batch_size) * largest * network.inference)
+    return Stage(
+        name=name,
+        times=times,
+        parameters=network.parameters,
+        multiply_adds=multiply_adds,
+        images_seen=times * num_images,
+        flops=times * FLOPS * multiply_adds * num_images,
+        memory_bytes=network.weight_bytes + activations,
+    )
+
+
+def _joint_arms(config: RunConfig, network: DryNetwork) -> dict[str, list[Pass]]:
+    """What the trainings on labels alone pass besides: nothing, or classified images and, in the control, labeled ones.
+
+    The control's are as many as have the same pixels.
+    """
+    classified = _classified(config, config.teacher.batch_size)
+    if not classified:
+        return {"teacher": []}
+    height, width = config.model.canvas
+    same_pixels = max(1, round(classified[0].images * config.joint.size**2 / (height * width)))
+    return {"teacher": classified, "teacher-control": [Pass(network, same_pixels)]}
+
+
+def _classified(config: RunConfig, labeled: int) -> list[Pass]:
+    """The classified images of a joint training beside `labeled` images a step."""
+    if not (config.joint.required or config.sources.classification):
+        return []
+    return [Pass(classifier_network(config, config.joint.size), config.joint.batch_size or labeled)]
+
+
+def flops_an_image(config: RunConfig, network: DryNetwork) -> int:
+    """Of a training step: forward, backward by inputs and by weights, and forward again with checkpointing."""
+    return FLOPS * (4 if config.runtime.activation_checkpointing else 3) * network.multiply_adds
+
+
+def images_a_pass(config: RunConfig, batch_size: int) -> int:
+    """Labeled images that a device passes at once."""
+    own = max(1, batch_size // config.runtime.devices)
+    return min(own, config.runtime.device_batch_size or own)
