@@ -197,6 +197,7 @@ def _linear_classifier(width: int, num_classes: int) -> nn.Linear:
 
 
 def backbone_of(config: ModelConfig) -> Backbone | PlainViT | SpineNet:
+    """The backbone that a config names, with random weights from torch's default generator."""
     if config.backbone in SPINENETS:
         return SpineNet(
             config.backbone,

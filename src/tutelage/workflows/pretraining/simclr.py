@@ -17,7 +17,8 @@ from tutelage.engine.guard import split_batch
 from tutelage.engine.optim import num_steps_for
 from tutelage.engine.runtime import Runtime
 from tutelage.models.embedder import Embedder
-from tutelage.models.init import LoadReport, initialize, save_model
+from tutelage.models.foreign import LoadReport
+from tutelage.models.init import initialize, save_model
 from tutelage.types import InputError
 from tutelage.workflows.pretraining.data import PretrainData
 from tutelage.workflows.pretraining.probe import Probe, probe_rows
