@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from tests.tpu_variables import (
     spinenet,
 )
 from tutelage.config import ModelConfig
+from tutelage.models.init import initialize
 from tutelage.models.model import Classifier, RetinaNet, Segmenter, build_classifier, build_detector, build_segmenter
 from tutelage.models.tensorflow import from_tensorflow
 from tutelage.ops.boxes import decode
@@ -248,3 +250,20 @@ def test_a_separable_pyramid_is_not_one_of_plain_convolutions() -> None:
     graph, _ = efficientnet_segmenter()
     plain = network("tf_efficientnet_b0", "nas-fpn", build_segmenter, 21, pyramid_width=40, head_width=40)
     assert "it was saved by another network" in refusal(graph.zeros(), plain, "tf_efficientnet_b0")
+
+
+def test_a_file_is_a_start(tmp_path: Path) -> None:
+    graph = Graph()
+    spinenet(graph, 0.125, 0.5, 1, 16)
+    retinanet_head(graph, 16, 8, 2, 5)
+    arrays = graph.zeros() | {"global_step": np.array(3)}
+    arrays["spinenet/conv2d_12/kernel"][0, 0, 5, 3] = 2.0
+    np.savez(tmp_path / "model.npz", **arrays)  # type: ignore[arg-type]
+    config = ModelConfig(backbone="spinenet-tiny", pyramid="none", pyramid_width=16, head_width=8, head_depth=2)
+    model = build_detector(config, 5)
+    report = initialize(model, str(tmp_path / "model.npz"), backbone_name="spinenet-tiny")
+    state = model.state_dict()
+    assert state["backbone.endpoints.4.0.weight"][3, 5].item() == 2.0
+    assert state["head.box_tower.norms.4.1.running_var"].eq(0).all()  # of random starts it is 1
+    assert report.unexpected == ("global_step",)
+    assert {name for name in report.missing if "num_batches" not in name} == {"normalize.mean", "normalize.std"}
