@@ -319,4 +319,4 @@ def _eight_bit(image: Image.Image, path: Path, data: DataConfig) -> Pixels:
         layer = image.convert("RGBA")
         image = Image.new("RGBA", layer.size, (PAPER, PAPER, PAPER, 255))
         image.alpha_composite(layer)
-    return np.asarray(image.convert("RGB"))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))  # which would copy
