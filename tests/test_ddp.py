@@ -14,9 +14,10 @@ from tests.toy_training import training_in
 from tests.toy_views import contrastive_step
 from tutelage.config import EvalConfig, ModelConfig, PostprocessConfig, RuntimeConfig, StudentConfig
 from tutelage.engine.loop import Interrupted, accumulate, train
-from tutelage.engine.objectives import Objective, Student, Supervised
+from tutelage.engine.objectives import Joint, JointControl, Objective, Student, Supervised
 from tutelage.engine.runtime import Runtime, launch
 from tutelage.files import read_json
+from tutelage.tasks.classification import ClassificationTask
 from tutelage.tasks.detection import DetectionTask
 from tutelage.tasks.segmentation import SegmentationTask
 from tutelage.tasks.task import Task
@@ -24,7 +25,7 @@ from tutelage.types import Batch
 
 ONE = RuntimeConfig(device="cpu", precision="float32", threads=1, workers=0)
 TWO = ONE.model_copy(update={"devices": 2})
-METHODS = ("supervised", "student", "detection", "segmentation")
+METHODS = ("supervised", "student", "detection", "segmentation", "joint", "joint-control")
 STEPS = 2
 TINY_MODEL = ModelConfig(
     backbone="test_resnet", canvas=CANVAS, max_level=5, pyramid_width=8, head_width=8, head_depth=1
@@ -45,7 +46,13 @@ def build(method: str) -> Objective:
     if method == "segmentation":
         task = SegmentationTask(TINY_MODEL, EvalConfig(metric="miou"), names)
     torch.manual_seed(0)
-    return Student(task, task.build_model().double().eval(), config)
+    model = task.build_model()
+    if method == "joint":
+        model.add_classifier(3)
+    student = Student(task, model.double().eval(), config)
+    if method == "joint":
+        return Joint(student, ClassificationTask(TINY_MODEL, 0.1, names), 0.5)
+    return JointControl(student, 0.5) if method == "joint-control" else student
 
 
 def share_of(batches: Mapping[str, Batch], part: int, parts: int) -> dict[str, Batch]:
@@ -64,7 +71,9 @@ def gradients(runtime: Runtime, micro_batches: int) -> Gradients:
         optimizer = torch.optim.SGD(objective.model.parameters(), 0.05)
         found[method] = []
         for step in range(STEPS):
-            whole = {"labeled": toy_batch(step, size=8), "second": toy_batch(10 + step, size=16, boxes=5)}
+            every = {"labeled": toy_batch(step, size=8), "second": toy_batch(10 + step, size=16, boxes=5)}
+            every |= {"classification": toy_batch(20 + step, size=8), "extra": toy_batch(30 + step, size=4)}
+            whole = {stream: every[stream] for stream in objective.streams}
             parts = runtime.world_size * micro_batches
             mine = [share_of(whole, runtime.rank * micro_batches + part, parts) for part in range(micro_batches)]
             sums, counts = accumulate(wrapped, objective, mine, None, runtime)

@@ -137,6 +137,15 @@ def test_device_batch_size_sets_the_micro_batches(size: int, largest: int, micro
     assert launch(config, lambda runtime: split_batch({"labeled": size}, runtime)) == micro_batches
 
 
+def test_all_streams_must_divide_into_the_micro_batches() -> None:
+    config = CPU.model_copy(update={"device_batch_size": 3})
+    assert launch(config, lambda runtime: split_batch({"labeled": 12, "extra": 6}, runtime)) == 6
+    with pytest.raises(
+        InputError, match=r"stream 'extra': its 5 images .* 1 devices x 4 micro-batches.*joint\.batch_size"
+    ):
+        launch(config, lambda runtime: split_batch({"labeled": 12, "extra": 5}, runtime))
+
+
 @pytest.mark.parametrize(
     ("size", "devices", "largest", "images"), [(8, 1, 0, 8), (8, 1, 3, 3), (8, 2, 0, 4), (8, 3, 0, 2), (2, 4, 16, 1)]
 )

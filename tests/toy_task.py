@@ -111,6 +111,7 @@ def toy_batch(seed: int, size: int = 4, boxes: int = 3) -> Batch:
             valid=torch.from_numpy(valid),
         ),
         masks=torch.from_numpy(masks),
+        labels=torch.from_numpy(rng.integers(0, NUM_CLASSES, size)),
     )
 
 
@@ -128,6 +129,7 @@ def rows_of(batch: Batch, rows: slice) -> Batch:
             boxes.xyxy[rows], boxes.labels[rows], boxes.scores[rows], boxes.ignore[rows], boxes.valid[rows]
         ),
         masks=None if batch.masks is None else batch.masks[rows],
+        labels=None if batch.labels is None else batch.labels[rows],
     )
 
 
