@@ -62,7 +62,7 @@ def read_classified_csv(source: Source, unlabeled: bool) -> Columns:
     path = source.path
     layout = _layout(next(csv.reader(read_text(path).splitlines()), []))
     assert layout is not None, "such a csv is not located"
-    rows = list(_rows(path, layout))
+    rows = _rows(path, layout)
     if layout.split is not None:
         rows = [(line, row) for line, row in rows if _split_at(path, line, row[layout.split]) == source.split]
     classes: dict[str, tuple[int, str]] = {}  # line and class by image
@@ -104,8 +104,8 @@ def set_classes(columns: Columns, labels: Sequence[str], file: Path, place: Call
     foreign = next((row for row, label in enumerate(labels) if label not in number), None)
     if foreign is not None:
         raise InputError(
-            f"{place(foreign)}: class {labels[foreign]!r}; allowed are the {len(number)} of {CLASS_FILE} "
-            f"({first_five(number)}). Mend it, or add the class to {file}."
+            f"{place(foreign)}: class {labels[foreign]!r}; it must be one of {len(number)} ({first_five(number)}). "
+            f"Mend it, or add it to {file}."
         )
     columns.image_class = np.array([number[label] for label in labels], np.int64)
 
