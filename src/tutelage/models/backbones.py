@@ -43,7 +43,8 @@ class Backbone(nn.Module):
 
     def __init__(self, name: str, stages: tuple[int, ...], drop_path: float) -> None:
         super().__init__()
-        self.body = _create(name, out_indices=stages, drop_path=drop_path)
+        regularized = {"drop_path_rate": drop_path} if drop_path else {}  # not all networks have it
+        self.body = timm.create_model(name, features_only=True, out_indices=stages, **regularized)
         self.channels: list[int] = _info(self.body).channels()
         self.strides: list[int] = _info(self.body).reduction()
         found = {kind for module in self.body.modules() for kind in NORMS if isinstance(module, kind)}
@@ -122,13 +123,6 @@ def build_backbone(
     return backbone
 
 
-def _create(name: str, *, out_indices: tuple[int, ...], drop_path: float) -> nn.Module:
-    options: dict[str, Any] = {"out_indices": out_indices} if out_indices else {}
-    if drop_path:
-        options["drop_path_rate"] = drop_path
-    return timm.create_model(name, pretrained=False, features_only=True, **options)
-
-
 def _info(body: nn.Module) -> FeatureInfo:
     return cast(FeatureInfo, body.feature_info)
 
@@ -150,9 +144,18 @@ def _plain_body(full: str, **options: Any) -> VisionTransformer:
 
 
 def _native_grid(name: str) -> tuple[int, int]:
-    with torch.device("meta"):
-        grid: tuple[int, int] = cast(VisionTransformer, timm.create_model(name)).patch_embed.grid_size
+    grid: tuple[int, int] = cast(VisionTransformer, _skeleton(name)).patch_embed.grid_size
     return grid
+
+
+def _skeleton(name: str, **options: Any) -> nn.Module:
+    """A network to look at, without storage; timm before 1.0.22 makes ConvNeXts and transformers with storage alone."""
+    try:
+        with torch.device("meta"):
+            return timm.create_model(name, **options)
+    except RuntimeError:  # it reads values while it makes them
+        with torch.random.fork_rng(devices=[]):
+            return timm.create_model(name, **options)
 
 
 @cache
@@ -164,8 +167,7 @@ def is_plain(name: str) -> bool:
     """
     if len(set(_feature_strides(name))) > 1:
         return False
-    with torch.device("meta"):
-        model = timm.create_model(name)
+    model = _skeleton(name)
     return isinstance(model, tuple(PLAIN)) and isinstance(model.patch_embed, PatchEmbed)
 
 
@@ -185,8 +187,7 @@ def _stages_at(name: str, strides: Sequence[int]) -> tuple[int, ...]:
 def _feature_strides(name: str) -> tuple[int, ...]:
     _refuse_unknown(name)
     try:
-        with torch.device("meta"):
-            return tuple(_info(_create(name, out_indices=(), drop_path=0)).reduction())
+        return tuple(_info(_skeleton(name, features_only=True)).reduction())
     except (RuntimeError, AssertionError, AttributeError) as error:  # timm's answers for models without stages
         raise InputError(
             f"model.backbone: {name} cannot give stage features ({error}); choose a network with stages, for example "

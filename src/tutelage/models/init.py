@@ -32,7 +32,7 @@ from tutelage.models.backbones import (
 )
 from tutelage.models.embedder import Embedder
 from tutelage.models.foreign import (
-    LoadReport as LoadReport,
+    LoadReport,
     copy_tensors,
     from_simclr_v2,
     is_simclr_v2,

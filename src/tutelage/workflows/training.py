@@ -22,7 +22,8 @@ from tutelage.engine.objectives import Objective, Student, Supervised
 from tutelage.engine.optim import num_steps_for
 from tutelage.engine.runtime import Runtime, launch
 from tutelage.files import read_json, write_json
-from tutelage.models.init import LoadReport, init_digest, initialize, read_card, save_model
+from tutelage.models.foreign import LoadReport
+from tutelage.models.init import init_digest, initialize, read_card, save_model
 from tutelage.models.model import Network
 from tutelage.tasks.table import TASKS, build_task
 from tutelage.tasks.task import Task
