@@ -44,7 +44,8 @@ def _projection(widths: list[int]) -> nn.Sequential:
     """Linear layers between `widths`, each with batch-norm (torch's constants are SimCLR's), and ReLU between them."""
     layers: list[nn.Module] = []
     for inner, outer in pairwise(widths):
-        linear = nn.Linear(inner, outer, bias=False)
+        linear, norm = nn.Linear(inner, outer, bias=False), nn.BatchNorm1d(outer)
         nn.init.normal_(linear.weight, std=0.01)
-        layers += [linear, nn.BatchNorm1d(outer), nn.ReLU(inplace=True)]
+        layers += [linear, norm, nn.ReLU(inplace=True)]
+    norm.bias.requires_grad_(False)  # the last one has no shift: it stays 0
     return nn.Sequential(*layers[:-1])
