@@ -390,6 +390,9 @@ def test_a_plan_counts_the_classified_images(
     assert "6 steps of 4 + 8 images" in lines["teacher"] and "6 steps of 4 + 4 images" in lines["teacher-control"]
     assert "4 steps of 4 + 4 + 8 images" in lines["student"]
     assert "4 x 24 test images" in lines["evaluate"]
+    odd = (*settings, "joint.batch_size=6", "runtime.device_batch_size=2")
+    with pytest.raises(InputError, match=r"stream 'extra': its 3 images"):
+        tutelage.fit(**arguments(scenes, tmp_path / "run", classification=crops, plan=True, overrides=odd))
 
 
 def test_the_verdict_claims_no_more_than_one_training_each_shows() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tutelage.config import RunConfig, TrainConfig
 from tutelage.data.index import Index
-from tutelage.engine.guard import StreamSize, rehearse, require_disk
+from tutelage.engine.guard import StreamSize, rehearse, require_disk, split_batch
 from tutelage.engine.objectives import Objective, Student
 from tutelage.engine.optim import num_steps_for
 from tutelage.engine.runtime import Runtime
@@ -57,6 +57,7 @@ def make_plan(
     plan = []
     for name, own in on_labels.items():
         streams = _streams(own, prepared.classified, config.teacher.batch_size)
+        split_batch({stream: size.images for stream, size in streams.items()}, runtime)  # refused now, not hours later
         plan.append(_training(name, 1, config.teacher, len(sets.labeled), streams, pixel_seconds))
     views = len(config.label.views) * len(config.label.scales)
     seen = pixel_seconds * math.prod(config.model.canvas) * VIEW_SHARE
