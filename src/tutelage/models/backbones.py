@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from tutelage.config import NormConfig
 from tutelage.models.plain_vit import PATCH, PATCH_LEVEL, LayerNorm2d, SimpleFeaturePyramid
-from tutelage.models.trained import SIMCLR_FILE, backbones_with, trained_for
+from tutelage.models.trained import SIMCLR_FILE, TRAINED, backbones_with, trained_for
 from tutelage.types import InputError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -43,8 +43,8 @@ class Backbone(nn.Module):
 
     def __init__(self, name: str, stages: tuple[int, ...], drop_path: float) -> None:
         super().__init__()
-        regularized = {"drop_path_rate": drop_path} if drop_path else {}  # not all networks have it
-        self.body = timm.create_model(name, features_only=True, out_indices=stages, **regularized)
+        options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}  # not all networks have it
+        self.body = timm.create_model(name, features_only=True, out_indices=stages, **options)
         self.channels: list[int] = _info(self.body).channels()
         self.strides: list[int] = _info(self.body).reduction()
         found = {kind for module in self.body.modules() for kind in NORMS if isinstance(module, kind)}
@@ -300,7 +300,10 @@ def pretrained_weights(name: str, init: str) -> TrainedWeights:
         ) from None
     cfg = timm.get_pretrained_cfg(full)
     assert cfg is not None, "timm made this model"
-    return TrainedWeights(full, body.state_dict(), in_bytes(cfg.mean, cfg.std), getattr(cfg, "license", None) or "")
+    row = next((row for row in TRAINED if row.name == full), None)
+    return TrainedWeights(
+        full, body.state_dict(), in_bytes(cfg.mean, cfg.std), row.license if row else cfg.license or ""
+    )
 
 
 def published_simclr(name: str) -> TrainedWeights:
