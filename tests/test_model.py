@@ -169,3 +169,11 @@ def test_the_network_compiles_whole() -> None:
     with torch.no_grad():
         torch.testing.assert_close(compiled(images, valid).logits, model(images, valid).logits)
     assert isinstance(model, RetinaNet)
+
+
+def test_a_classifier_drops_features_while_it_trains() -> None:
+    images, valid = torch.full((2, 3, 64, 64), 90, dtype=torch.uint8), torch.tensor([[64, 64]] * 2)
+    model = build_classifier(SMALL, 7, dropout=1.0).train()
+    nn.init.ones_(model.linear.bias)
+    assert torch.equal(model(images, valid), torch.ones(2, 7))
+    assert not torch.equal(model.eval()(images, valid), torch.ones(2, 7))

@@ -137,7 +137,8 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor, valid: Tensor) -> Tensor:
         """Logits (B, K) for uint8 images (B, 3, H, W) that cover `valid` (B, 2) = (height, width) of their canvas."""
-        logits: Tensor = self.linear(pooled(self.backbone(self.normalize(images, valid))))
+        features = pooled(self.backbone(self.normalize(images, valid)))
+        logits: Tensor = self.linear(self.dropout(features))
         return logits
 
 
