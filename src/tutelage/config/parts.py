@@ -143,7 +143,11 @@ class ModelConfig(Part):
         "resnet10t",
         description="a timm model with stages at strides 8, 16, 32, a plain ViT of timm, or spinenet49 and its like",
     )
-    init: str = Field("random", description="random, imagenet, imagenet++, simclr, or a checkpoint file or folder")
+    init: str = Field(
+        "random",
+        description="random, imagenet, imagenet++, simclr, simclr:FILE, MODEL.TAG of timm, or a checkpoint file (also a "
+        "TensorFlow one as .npz) or folder",
+    )
     num_classes: PositiveInt = Field(91, description="classes where no data says so (`show`)")
     min_level: int = Field(3, ge=2, le=5, description="finest pyramid level; its stride is 2^level")
     max_level: int = Field(7, ge=3, le=8, description="coarsest pyramid level")
