@@ -25,6 +25,7 @@ from tutelage.engine.recompute import blocks, recomputed_activations
 TEMPORARIES = 1.25  # what lives beside the saved activations, as a factor
 WEIGHT_COPIES = 4  # gradients, two moments, averaged weights
 FLOAT32 = 4  # bytes: weights, gradients and losses, whatever the precision of the network
+DRY_IMAGES = 2  # of a dry run: batch-norm refuses one whose coarsest map is a single pixel
 LOSS_COPIES = 2  # the outputs in float32, and the gradient of the loss by them
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -98,7 +99,7 @@ def training_memory(model: nn.Module, config: TrainConfig, activations: int) -> 
     return StepMemory(
         weights=weight_bytes(model),
         gradients=trained,
-        optimizer=FLOAT32 * optimizer_values(model, config),
+        optimizer=trained * optimizer_copies(config),
         averaged=trained if config.ema_decay else 0,
         activations=activations,
     )
@@ -111,39 +112,38 @@ def weight_bytes(model: nn.Module) -> int:
     return FLOAT32 * sum(weight.numel() for weight in weights) + copies
 
 
-def optimizer_values(model: nn.Module, config: TrainConfig) -> int:
-    """Numbers that the optimizer keeps of a network on the meta device, found by letting it step once."""
-    optimizer = build_optimizer(model, config)
-    for weight in model.parameters():
-        weight.grad = torch.empty_like(weight) if weight.requires_grad else None
+def optimizer_copies(config: TrainConfig) -> int:
+    """Numbers that the optimizer keeps for each weight, found by letting it step once."""
+    layer = nn.Linear(2, 3, bias=False, device="meta")  # draws no random numbers
+    layer.weight.grad = torch.zeros_like(layer.weight)
+    optimizer = build_optimizer(layer, config)
     optimizer.step()
-    model.zero_grad(set_to_none=True)
-    return sum(tensor.numel() for state in optimizer.state.values() for tensor in _tensors(state))
+    return sum(tensor.shape == layer.weight.shape for tensor in _tensors(dict(optimizer.state)))
 
 
 def training_activations(model: nn.Module, canvas: tuple[int, int], *, recompute: bool) -> int:
-    """Bytes an image of (height, width) takes in a training step of a network on the meta device.
+    """Bytes an image of (height, width) takes in a training step of a network, mostly one on the meta device.
 
     When the backward pass begins, that is all it will need, in the network's own type, and the outputs twice in
     float32 for the loss. Where blocks recompute, each needs room for its activations beside what blocks before it keep.
     """
     model.train()
     kept, before, after = _forward_bytes(model, canvas)
-    if not recompute:
-        return kept
-    own = [end - start for start, end in zip(before, after, strict=True)]
-    with recomputed_activations(model):
-        kept, before, _ = _forward_bytes(model, canvas)
-    return max(kept, *(start + block for start, block in zip(before, own, strict=True)))
+    if recompute:
+        own = [end - start for start, end in zip(before, after, strict=True)]
+        with recomputed_activations(model):
+            kept, before, _ = _forward_bytes(model, canvas)
+        kept = max(kept, *(start + block for start, block in zip(before, own, strict=True)))
+    return kept // DRY_IMAGES
 
 
 @torch.no_grad()
 def inference_activations(model: nn.Module, canvas: tuple[int, int]) -> int:
-    """Most bytes that live at once while an image of (height, width) passes a network on the meta device."""
+    """Most bytes an image of (height, width) that live at once while it passes a network without a backward pass."""
     live = LiveBytes()
     with live:
         _blank_pass(model.eval(), canvas)
-    return live.peak
+    return live.peak // DRY_IMAGES
 
 
 def available_bytes() -> int | None:
@@ -172,12 +172,12 @@ def _kept_bytes(forward: Callable[[int], object], num_images: int) -> int:
 
 def _blank_pass(model: nn.Module, canvas: tuple[int, int]) -> Any:
     device = next(model.parameters()).device
-    images = torch.zeros(1, 3, *canvas, dtype=torch.uint8, device=device)
-    return model(images, torch.tensor([canvas], device=device))
+    images = torch.zeros(DRY_IMAGES, 3, *canvas, dtype=torch.uint8, device=device)
+    return model(images, torch.tensor([canvas] * DRY_IMAGES, device=device))
 
 
 def _forward_bytes(model: nn.Module, canvas: tuple[int, int]) -> tuple[int, list[int], list[int]]:
-    """Live bytes once an image has passed, its loss included; and those before and after each call of a block."""
+    """Live bytes once images have passed, their loss included; and those before and after each call of a block."""
     before: list[int] = []
     after: list[int] = []
     live = LiveBytes()

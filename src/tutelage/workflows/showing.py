@@ -12,13 +12,16 @@ from rich.table import Table
 from tutelage.config import RunConfig, option_table, recipe_names
 from tutelage.reporting.page import write_report
 from tutelage.types import InputError
-from tutelage.workflows.costing import Costs, costs_of, main_network, precision_of
+from tutelage.workflows.costing import SIZES, Costs, costs_of, largest_pass, main_network, precision_of, scaled
 from tutelage.workflows.options import Paths, default_recipe, resolve
 from tutelage.workflows.stages import console
 
 WITH_CLASSIFIER = "(arXiv:2006.06882, table 6; the classifier, which is not used, is counted there and not here)"
 PUBLISHED = {
     "detection-paper-r50": "34.0 million parameters, 97.0 billion multiply-adds (TPU model zoo, R50-FPN)",
+    "detection-spinenet49": "28.5 million parameters, 85.4 billion multiply-adds (TPU model zoo)",
+    "detection-spinenet143": "67.0 million parameters, 524 billion multiply-adds (TPU model zoo)",
+    "detection-spinenet190": "163.6 million parameters, 1885 billion multiply-adds (TPU model zoo)",
     "segmentation-paper-b7": f"71 million parameters, 60 billion multiply-adds {WITH_CLASSIFIER}",
     "segmentation-paper-l2": f"485 million parameters, 229 billion multiply-adds {WITH_CLASSIFIER}",
 }
@@ -110,7 +113,6 @@ def _print_options() -> None:
 def _print_network(recipe: str, config: RunConfig) -> None:
     network = main_network(config)
     height, width = network.canvas
-    plain, recomputed = (network.activations_with(recompute) for recompute in (False, True))
     print(f"# {network.parameters / 1e6:.1f} million parameters with {config.model.num_classes} classes")
     print(
         f"# {network.multiply_adds / 1e9:.1f} billion multiply-adds an image of {height} x {width}, of convolutions "
@@ -118,16 +120,19 @@ def _print_network(recipe: str, config: RunConfig) -> None:
     )
     if recipe in PUBLISHED:
         print(f"# published: {PUBLISHED[recipe]}")
-    print(
-        f"# {plain / 1e9:.2f} GB of memory an image in a training step, {recomputed / 1e9:.2f} GB with "
-        f"runtime.activation_checkpointing (estimated, {precision_of(config)}); the rest: show --cost"
-    )
+    part, images = largest_pass(config)
+    print(f"# memory of a training step (estimated, {precision_of(config)}; see docs/cost.md):")
+    for recompute in (False, True):
+        one = network.activations_with(recompute)
+        whole = network.step_memory(part, images * one).total
+        print(
+            f"#   {scaled(one, SIZES)} an image, {scaled(whole, SIZES)} the {images} images of a device and all else, "
+            f"runtime.activation_checkpointing={str(recompute).lower()}"
+        )
 
 
 def _print_costs(costs: Costs) -> None:
-    console.print(costs.table())
-    for line in costs.lines():
-        console.print(line)
+    Console().print(costs.table(), *costs.lines(), sep="\n", highlight=False)
 
 
 def _first_comment(name: str) -> str:

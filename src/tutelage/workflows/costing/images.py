@@ -13,9 +13,11 @@ from tutelage.workflows.pretraining.data import open_data
 PAPER: dict[str, tuple[int, int]] = {
     "detection": (118_287, 1_281_167),  # COCO train2017 and ImageNet: arXiv:2006.06882, sec. 3.2
     "segmentation": (1_464, 9_118),  # PASCAL VOC 2012 train, and what the augmented set adds to it
-    "pretrain": (1_281_167, 300_000_000),  # ImageNet and JFT: arXiv:1911.04252
+    "supervised": (1_281_167, 0),  # ImageNet
+    "simclr": (1_281_167, 0),
+    "noisy-student": (1_281_167, 300_000_000),  # and JFT: arXiv:1911.04252
 }
-"""Labeled images and pool where nothing else is said."""
+"""Labeled images and pool where nothing else is said, by task or method of pre-training."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,8 @@ class Images:
 
 
 def pretrains(config: RunConfig) -> bool:
-    """Whether a config is for `tutelage pretrain`: then it, or an override, sets `pretrain`."""
-    return "pretrain" in config.model_fields_set
+    """Whether a config is for `tutelage pretrain`: it sets `pretrain` and no task, which the others do."""
+    return "pretrain" in config.model_fields_set and "task" not in config.model_fields_set
 
 
 def count_images(config: RunConfig, labeled: int = 0, pool: int = 0) -> Images:
@@ -45,7 +47,7 @@ def count_images(config: RunConfig, labeled: int = 0, pool: int = 0) -> Images:
     if config.sources.labeled and not labeled:
         counted = _counted_classes(config) if pretrains(config) else _counted(config)
         return counted if not pool else Images(counted.labeled, pool, counted.test, counted.num_classes, "counted")
-    usual = PAPER["pretrain" if pretrains(config) else config.task]
+    usual = PAPER[config.pretrain.method if pretrains(config) else config.task]
     origin = "given" if labeled else "the paper's"
     total, pool = labeled or usual[0], pool or usual[1]
     if pretrains(config):

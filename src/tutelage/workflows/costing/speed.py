@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from tutelage.config import RunConfig
 from tutelage.engine.guard import StreamSize, rehearse
 from tutelage.engine.memory import FLOAT32, available_bytes
-from tutelage.engine.objectives import Supervised
+from tutelage.engine.objectives import Student
 from tutelage.engine.runtime import Runtime, launch
+from tutelage.models.model import canvas_stride
 from tutelage.tasks.classification import ClassificationTask
 from tutelage.tasks.table import build_task
 from tutelage.types import InputError
@@ -42,7 +43,7 @@ def _seconds_per_pixel(runtime: Runtime, config: RunConfig) -> float | None:
     for size in _sizes(config):
         before = time.perf_counter()
         try:
-            found = rehearse(objective, {"labeled": size}, runtime)
+            found = rehearse(objective, {"labeled": size, "second": size}, runtime)
         except InputError:  # this many do not fit into memory
             return found
         now = time.perf_counter()
@@ -51,18 +52,19 @@ def _seconds_per_pixel(runtime: Runtime, config: RunConfig) -> float | None:
     return found
 
 
-def _objective(config: RunConfig) -> Supervised:
+def _objective(config: RunConfig) -> Student:
+    """A student's, so that batch-norm sees two images even of the smallest canvas."""
     names = tuple(f"class {number}" for number in range(config.model.num_classes))
     task = ClassificationTask(config.model, 0.0, names) if pretrains(config) else build_task(config, names)
-    return Supervised(task, task.build_model(), config.train.ignored)
+    return Student(task, task.build_model(), config.student)
 
 
 def _sizes(config: RunConfig) -> Iterator[StreamSize]:
-    """One image of a growing canvas, then a growing number of whole ones, up to what a device passes at once."""
+    """One image a stream of a growing canvas, then a growing number of whole ones, up to what a device passes."""
     canvas = (config.pretrain.size, config.pretrain.size) if pretrains(config) else config.model.canvas
-    coarsest = 2 ** (config.model.max_level + 1)  # batch-norm needs two pixels of every level
+    stride = canvas_stride(config.model)
     for share in SHARES:
-        height, width = (-(-side // (share * coarsest)) * coarsest for side in canvas)
+        height, width = (-(-side // (share * stride)) * stride for side in canvas)
         if height < canvas[0] and width < canvas[1]:
             yield StreamSize(1, (height, width))
     images, largest = 1, images_a_pass(config, config.student.batch_size)

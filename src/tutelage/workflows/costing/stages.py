@@ -13,6 +13,7 @@ from tutelage.config import RunConfig, TrainConfig
 from tutelage.engine.optim import num_steps_for
 from tutelage.workflows.costing.images import Images, pretrains
 from tutelage.workflows.costing.network import DryNetwork, classifier_network, main_network
+from tutelage.workflows.pretraining.probe import MOST_IMAGES
 
 FLOPS = 2  # of a multiply-add
 
@@ -64,6 +65,14 @@ def _fit(config: RunConfig, images: Images) -> list[Stage]:
     return stages
 
 
+def largest_pass(config: RunConfig) -> tuple[TrainConfig, int]:
+    """The training that needs the most memory, and the images of its network that pass a device at once."""
+    part = config.train if pretrains(config) else config.student
+    views = {"supervised": 1, "simclr": 2, "noisy-student": 1 + config.pretrain.noisy_student.ratio}
+    factor = views[config.pretrain.method] if pretrains(config) else 1 + config.pseudo.ratio
+    return part, factor * images_a_pass(config, part.batch_size)
+
+
 def _supervised(config: RunConfig, images: Images) -> list[Stage]:
     network = main_network(config, images.num_classes)
     streams = [Pass(network, config.train.batch_size)]
@@ -74,11 +83,15 @@ def _supervised(config: RunConfig, images: Images) -> list[Stage]:
 
 
 def _simclr(config: RunConfig, images: Images) -> list[Stage]:
-    """Two views of every image; the projection head, less than a thousandth of the work, is left out."""
+    """Two views of every image; the projection head, a small part of the work, is left out.
+
+    The probe sees images with the network as it started and as it ended.
+    """
     network = main_network(config, images.num_classes)
     streams = [Pass(network, config.train.batch_size, views=2)]
     stage = _training("pretrain", 1, config, config.train, images.labeled + images.pool, streams)
-    return [stage, _inference("probe", 1, config, network, images.labeled + images.test)]
+    probed = min(images.labeled, MOST_IMAGES) + images.test
+    return [stage, _inference("probe", 2, config, network, probed)]
 
 
 def _noisy_student(config: RunConfig, images: Images) -> list[Stage]:
@@ -149,7 +162,8 @@ def _inference(
 ) -> Stage:
     """Forward passes alone, of so many canvases an image, the largest with so many times a canvas's pixels."""
     multiply_adds = round(views * network.multiply_adds)
-    activations = round(images_a_pass(config, config.train.batch_size) * largest * network.inference)
+    images = min(images_a_pass(config, config.teacher.batch_size), config.label.part_size)
+    activations = round(images * largest * network.inference)
     return Stage(
         name=name,
         times=times,

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rich.table import Table
 
 from tutelage.config import RunConfig
-from tutelage.workflows.costing.images import Images, count_images
+from tutelage.workflows.costing.images import Images, count_images, pretrains
 from tutelage.workflows.costing.speed import measured_speed
 from tutelage.workflows.costing.stages import Stage, stages_of
 
 ADDED = ("images_seen", "training_flops", "hours")  # over the stages; of the others the total is the largest
+COUNTS = {1e9: "B", 1e6: "M", 1e3: "K", 1: ""}
+SIZES = {1e12: "TB", 1e9: "GB", 1e6: "MB", 1e3: "KB"}
 SELF_TRAINING = ("teacher", "label", "label-again", "student")
 
 
@@ -23,12 +25,17 @@ class Costs:
 
     stages: Sequence[Stage]
     images: Images
+    rounds: int
     speed: float | None  # FLOP/s of all devices together; None where nobody knows
 
     @property
     def ratio(self) -> float | None:
-        """Self-training (teacher, labeling, student) over supervised training alone (teacher), in FLOPs."""
-        flops = {stage.name: stage.flops for stage in self.stages if stage.name in SELF_TRAINING}
+        """One self-training (teacher, and in each round labeling and student) over the teacher alone, in FLOPs."""
+        flops = {
+            stage.name: min(stage.times, self.rounds) * stage.flops / stage.times  # the others are of other repeats
+            for stage in self.stages
+            if stage.name in SELF_TRAINING
+        }
         return sum(flops.values()) / flops["teacher"] if "student" in flops else None
 
     def as_dict(self) -> dict[str, Any]:
@@ -49,22 +56,22 @@ class Costs:
 
     def table(self) -> Table:
         """The same to be printed."""
-        columns = ("stage", "times", "parameters", "mult-adds", "images seen", "FLOPs", "memory", "hours")
-        table = Table(columns[0], box=None)
-        for column in columns[1:]:
-            table.add_column(column, justify="right")
+        table = Table(box=None)
+        table.add_column("stage", no_wrap=True)
+        for column in ("times", "weights", "mult-adds", "images", "FLOPs", "memory", "hours"):
+            table.add_column(column, justify="right", no_wrap=True)
         figures = self.as_dict()
         for name, times in [*((stage.name, str(stage.times)) for stage in self.stages), ("total", "")]:
             hours = figures["hours"][name]
             table.add_row(
                 name,
                 times,
-                f"{figures['parameters'][name] / 1e6:.1f} M",
-                f"{figures['multiply_adds'][name] / 1e9:.1f} B",
-                f"{figures['images_seen'][name] / 1e6:,.2f} M",
+                scaled(figures["parameters"][name], COUNTS),
+                scaled(figures["multiply_adds"][name], COUNTS),
+                scaled(figures["images_seen"][name], COUNTS),
                 f"{figures['training_flops'][name]:.2e}",
-                f"{figures['memory_bytes'][name] / 1e9:.1f} GB",
-                "?" if hours is None else f"{hours:,.2f}",
+                scaled(figures["memory_bytes"][name], SIZES),
+                "?" if hours is None else f"{hours:,.{2 if hours < 100 else 0}f}",
             )
         return table
 
@@ -105,4 +112,11 @@ def costs_of(config: RunConfig, *, flops: float = 0.0, labeled: int = 0, pool: i
     images = count_images(config, labeled, pool)
     stages = stages_of(config, images)
     speed = flops or measured_speed(config)
-    return Costs(stages, images, None if speed is None else speed * config.runtime.devices)
+    rounds = config.pretrain.noisy_student.rounds if pretrains(config) else config.rounds
+    return Costs(stages, images, rounds, None if speed is None else speed * config.runtime.devices)
+
+
+def scaled(value: float, units: Mapping[float, str]) -> str:
+    """A number in the largest of `units` (name by factor, largest first) that it reaches, else in the last."""
+    factor = next((factor for factor in units if value >= factor), min(units))
+    return f"{value / factor:,.{1 if factor > 1 else 0}f} {units[factor]}".rstrip()
