@@ -21,6 +21,7 @@ from tutelage.engine.memory import (
 from tutelage.engine.recompute import recomputed_activations
 from tutelage.models.cost import count_multiply_adds, count_parameters
 from tutelage.models.model import build_classifier, build_detector, build_segmenter
+from tutelage.types import InputError
 from tutelage.workflows.costing import costs_of
 from tutelage.workflows.costing.images import Images, count_images
 from tutelage.workflows.costing.speed import measured_speed
@@ -260,7 +261,10 @@ def test_images_are_counted_given_or_the_papers(scenes: Path) -> None:
     assert (given.labeled, given.pool, given.origin) == (20, 130, "given")
     paper = count_images(load_config("detection-paper-b7-20"))
     assert (paper.labeled, paper.pool, paper.origin) == (23_657, 1_281_167, "the paper's")
-    assert count_images(tiny_pretraining("pretrain.method=simclr")).pool == 0
+    assert count_images(tiny(), labeled=40).origin == "labeled given, pool the paper's"
+    assert count_images(tiny_pretraining("pretrain.method=simclr"), labeled=40).origin == "given"  # it needs no pool
+    with pytest.raises(InputError, match="--pool-images"):
+        count_images(tiny(f"sources.unlabeled=[{scenes}]"))
 
 
 def test_cost_as_json_is_all_that_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

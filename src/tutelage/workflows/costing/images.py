@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tutelage.config import RunConfig
 from tutelage.data.sources import open_sources
 from tutelage.tasks.table import TASKS
+from tutelage.types import InputError
 from tutelage.workflows.pretraining.command import METHODS
 from tutelage.workflows.pretraining.data import open_data
 
@@ -28,7 +29,7 @@ class Images:
     pool: int
     test: int  # measured on
     num_classes: int  # 0 where no data says so
-    origin: str  # counted, given, or the paper's
+    origin: str  # counted, given, or the paper's, in words
 
 
 def pretrains(config: RunConfig) -> bool:
@@ -42,19 +43,27 @@ def count_images(config: RunConfig, labeled: int = 0, pool: int = 0) -> Images:
     Numbers are those before `data.labeled_fraction` takes labels away.
 
     Raises:
-        InputError: sources that cannot be read.
+        InputError: sources that cannot be read, or a pool without labeled data.
     """
+    if config.sources.unlabeled and not config.sources.labeled:
+        raise InputError("--unlabeled: is counted with the labeled data only. Add --labeled, or give --pool-images.")
     if config.sources.labeled and not labeled:
         counted = _counted_classes(config) if pretrains(config) else _counted(config)
-        return counted if not pool else Images(counted.labeled, pool, counted.test, counted.num_classes, "counted")
+        return replace(counted, pool=pool or counted.pool)
     usual = PAPER[config.pretrain.method if pretrains(config) else config.task]
-    origin = "given" if labeled else "the paper's"
+    origin = _origin(bool(labeled), bool(pool or not usual[1]))
     total, pool = labeled or usual[0], pool or usual[1]
     if pretrains(config):
         test = round(total * METHODS[config.pretrain.method].held_out(config.pretrain))
         return Images(total - test, pool, test, 0, origin)
     kept = max(1, round(total * config.data.labeled_fraction))
     return Images(kept, pool + (total - kept) * config.data.rest_as_pool, 0, 0, origin)
+
+
+def _origin(labeled: bool, pool: bool) -> str:
+    if labeled and pool:
+        return "given"
+    return "labeled given, pool the paper's" if labeled else "the paper's"
 
 
 def _counted(config: RunConfig) -> Images:

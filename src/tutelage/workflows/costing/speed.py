@@ -17,7 +17,7 @@ from tutelage.tasks.table import build_task
 from tutelage.types import InputError
 from tutelage.workflows.costing.images import pretrains
 from tutelage.workflows.costing.network import main_network
-from tutelage.workflows.costing.stages import flops_an_image, images_a_pass
+from tutelage.workflows.costing.stages import flops_an_image, largest_pass
 
 PROBE_SECONDS = 10.0
 SHARES = (8, 4, 2)  # sides of the smaller canvases tried are these parts of the recipe's
@@ -67,7 +67,7 @@ def _sizes(config: RunConfig) -> Iterator[StreamSize]:
         height, width = (-(-side // (share * stride)) * stride for side in canvas)
         if height < canvas[0] and width < canvas[1]:
             yield StreamSize(1, (height, width))
-    images, largest = 1, images_a_pass(config, config.student.batch_size)
-    while images <= largest:
+    images, (_, largest) = 1, largest_pass(config)
+    while images == 1 or 2 * images <= largest:
         yield StreamSize(images, canvas)
         images *= GROWTH
