@@ -24,13 +24,12 @@ from tutelage.augment.ops import (
     amount_at,
 )
 from tutelage.augment.plan import BoxOperation, ColorOperation, Hole, Plan
-from tutelage.config import AugmentConfig, JointConfig, PretrainConfig
+from tutelage.config import AugmentConfig, ClassifiedConfig, PretrainConfig
 from tutelage.ops import affine
 from tutelage.ops.affine import Matrix
 from tutelage.types import NOT_IGNORED, Boxes
 
 Size = tuple[int, int]  # (height, width)
-Classified = PretrainConfig | JointConfig  # how classified images are trained on
 
 # The paper does not say which operations S4 draws from. Our choice: the ten box-aware ones of the EfficientDet code
 # (google/automl, efficientdet/aug/autoaugment.py), the nearest to the paper in time and authorship.
@@ -109,7 +108,7 @@ def evaluation_plan(size: Size, canvas: Size) -> Plan:
     return Plan(_resize(size, resized), canvas, resized)
 
 
-def classification_plan(config: Classified, rng: np.random.Generator, size: Size) -> Plan:
+def classification_plan(config: ClassifiedConfig, rng: np.random.Generator, size: Size) -> Plan:
     """Random-resized crop, flip and the policy, to a square canvas.
 
     The distances of policies are meant for 224 pixels and follow the canvas. What they vacate shows
@@ -141,7 +140,7 @@ def simclr_plan(pretrain: PretrainConfig, rng: np.random.Generator, size: Size) 
     return Plan(matrix, canvas, canvas, canvas_ops=tuple(operations), drawn=drawn)
 
 
-def classification_evaluation_plan(config: Classified, size: Size) -> Plan:
+def classification_evaluation_plan(config: ClassifiedConfig, size: Size) -> Plan:
     """The central square, 0.875 of the short side, resized to the canvas."""
     left, top, width, height = _central_region(size)
     matrix = affine.scaling(config.size / width, config.size / height) @ affine.translation(-left, -top)
@@ -250,7 +249,7 @@ def _jittered_crop(
     return affine.translation(-left, -top) @ _resize(size, resized), valid
 
 
-def _random_resized_crop(config: Classified, rng: np.random.Generator, size: Size) -> Matrix:
+def _random_resized_crop(config: ClassifiedConfig, rng: np.random.Generator, size: Size) -> Matrix:
     """Original -> square canvas: a random region resized, and flipped half of the time."""
     left, top, width, height = _random_region(rng, size, config.least_area)
     matrix = affine.scaling(config.size / width, config.size / height) @ affine.translation(-left, -top)

@@ -145,8 +145,8 @@ class ModelConfig(Part):
     )
     init: str = Field(
         "random",
-        description="random, imagenet, imagenet++, simclr, simclr:FILE, MODEL.TAG of timm, or a checkpoint file (also a "
-        "TensorFlow one as .npz) or folder",
+        description="random, imagenet, imagenet++, simclr, simclr:FILE, MODEL.TAG of timm, or a checkpoint: a file "
+        "(TensorFlow's as .npz) or folder",
     )
     num_classes: PositiveInt = Field(91, description="classes where no data says so (`show`)")
     min_level: int = Field(3, ge=2, le=5, description="finest pyramid level; its stride is 2^level")
@@ -303,17 +303,28 @@ class NoisyStudentConfig(Part):
     ratio: PositiveInt = Field(3, description="pool images for each labeled image of a batch (paper: 1 for B0, else 3)")
 
 
-class PretrainConfig(Part):
+Policy = Literal["randaugment", "autoaugment", "none"]
+
+
+class ClassifiedConfig(Part):
+    """What a classified image undergoes in training."""
+
+    size: PositiveInt = Field(description="side of the square images")
+    least_area: Fraction = Field(0.08, description="least share of an image that a random crop takes")
+    policy: Policy = Field(description="what follows crop and flip")
+    layers: int = Field(2, ge=0, description="RandAugment operations an image")
+    magnitude: float = Field(9.0, ge=0, le=30, description="RandAugment magnitude")
+    label_smoothing: Fraction = Field(description="share of the target spread over all classes")
+
+
+class PretrainConfig(ClassifiedConfig):
     """Pre-training of a backbone; the training itself is `train`."""
 
     method: Literal["supervised", "simclr", "noisy-student"] = Field("supervised", description="how it is trained")
     size: PositiveInt = Field(128, description="side of the square training images")
-    least_area: Fraction = Field(0.08, description="least share of an image that a random crop takes")
-    policy: Literal["randaugment", "autoaugment", "none"] = Field(
+    policy: Policy = Field(
         "randaugment", description="what follows crop and flip (AutoAugment: the ImageNet policy v0)"
     )
-    layers: int = Field(2, ge=0, description="RandAugment operations an image")
-    magnitude: float = Field(9.0, ge=0, le=30, description="RandAugment magnitude")
     label_smoothing: Fraction = Field(0.1, description="share of the target spread over all classes")
     dropout: Fraction = Field(0.0, description="dropout before the classifier (EfficientNet-B7: 0.5)")
     test_fraction: Fraction = Field(0.1, description="share of each class held out to measure accuracy")
@@ -321,7 +332,7 @@ class PretrainConfig(Part):
     noisy_student: NoisyStudentConfig = Field(default_factory=NoisyStudentConfig, description="Noisy Student")
 
 
-class JointConfig(Part):
+class JointConfig(ClassifiedConfig):
     """Image classification beside the task in one model (arXiv:2006.06882, sec. 5); used where --classification is."""
 
     required: bool = Field(False, description="refuse to train without --classification (the joint recipes)")
@@ -332,12 +343,9 @@ class JointConfig(Part):
     )
     batch_size: int = Field(0, ge=0, description="classified images a step, over all devices; 0 is the labeled batch")
     size: PositiveInt = Field(224, description="side of the square classified images")
-    update_norms: bool = Field(True, description="whether classified images enter the batch-norm statistics")
+    policy: Policy = Field("none", description="what follows crop and flip")
     label_smoothing: Fraction = Field(0.0, description="share of the target spread over all classes")
-    least_area: Fraction = Field(0.08, description="least share of an image that a random crop takes")
-    policy: Literal["randaugment", "autoaugment", "none"] = Field("none", description="what follows crop and flip")
-    layers: int = Field(2, ge=0, description="RandAugment operations an image")
-    magnitude: float = Field(9.0, ge=0, le=30, description="RandAugment magnitude")
+    update_norms: bool = Field(True, description="whether classified images enter the batch-norm statistics")
 
 
 class RuntimeConfig(Part):

@@ -23,6 +23,7 @@ import torch
 from rich.console import Console
 
 from tutelage.config import RunConfig, changed_keys, config_hash, load_config
+from tutelage.engine.checkpoint import remove_checkpoint
 from tutelage.engine.runtime import Runtime
 from tutelage.files import read_json, write_json, write_text
 from tutelage.models.init import model_folder
@@ -106,6 +107,8 @@ def run_stage(
 ) -> Stage:
     """The finished stage `name`: taken if its record exists, else made by `work`.
 
+    A training's checkpoint goes only when the record is there, so that a kill never costs a whole training.
+
     Args:
         place: where it is looked for and made.
         name: what the stage is in this run, for example `student-1`.
@@ -117,6 +120,7 @@ def run_stage(
     if runtime.broadcast(stage.finished):
         if runtime.is_main:
             console.print(f"[bold]{name}[/]: finished earlier, taken from {stage.folder}")
+            remove_checkpoint(stage.folder)
         return stage
     if runtime.is_main:
         stage.folder.mkdir(parents=True, exist_ok=True)
@@ -128,6 +132,7 @@ def run_stage(
         seconds = round(time.perf_counter() - started, 2)
         head = {"name": name, "hash": stage.hash, "key": dict(key), "seconds": seconds}
         write_json(stage.folder / "run.json", {**head, **record})
+        remove_checkpoint(stage.folder)
     runtime.barrier()
     return stage
 

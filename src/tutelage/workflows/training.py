@@ -16,7 +16,6 @@ from tutelage.data.loader import train_batches
 from tutelage.data.pseudo import open_store, require_kept, store_index
 from tutelage.data.sources import DataSets
 from tutelage.engine import loop
-from tutelage.engine.checkpoint import remove_checkpoint
 from tutelage.engine.loop import Stream, Training
 from tutelage.engine.objectives import Objective, Student, Supervised
 from tutelage.engine.optim import num_steps_for
@@ -167,7 +166,7 @@ def train_teacher(place: Place, name: str, config: RunConfig, prepared: Prepared
         training = _training(stage, config, config.teacher, data, objective, {"labeled": data.labeled}, round_=0)
         return {**_train_and_save(stage, training, joint, runtime, config), "load_report": report.as_dict()}
 
-    return _trained(place, name, key, runtime, work)
+    return run_stage(place, name, key, runtime, work)
 
 
 def train_student(
@@ -222,17 +221,7 @@ def train_student(
         training = _training(stage, config, student, data, objective, streams, round_=round_, repeat=repeat)
         return _train_and_save(stage, training, joint, runtime, config)
 
-    return _trained(place, name, key, runtime, work)
-
-
-def _trained(
-    place: Place, name: str, key: dict[str, Any], runtime: Runtime, work: Callable[[Stage], dict[str, Any]]
-) -> Stage:
-    """The finished stage; only then its checkpoint goes, so that a kill never costs a whole training."""
-    stage = run_stage(place, name, key, runtime, work)
-    if runtime.is_main:
-        remove_checkpoint(stage.folder)
-    return stage
+    return run_stage(place, name, key, runtime, work)
 
 
 def _second_key(config: RunConfig, data: DataSets, second_stream: str, pseudo: Stage | None) -> dict[str, Any]:

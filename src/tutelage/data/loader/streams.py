@@ -22,14 +22,13 @@ from torch.utils.data import DataLoader
 
 from tutelage.augment.plan import Plan
 from tutelage.augment.policies import (
-    Classified,
     classification_evaluation_plan,
     classification_plan,
     draw_plan,
     evaluation_plan,
     simclr_plan,
 )
-from tutelage.config import AugmentConfig, DataConfig, PretrainConfig
+from tutelage.config import AugmentConfig, ClassifiedConfig, DataConfig, PretrainConfig
 from tutelage.data.index import Index
 from tutelage.data.loader.order import Order, sample_rng
 from tutelage.data.loader.pictures import Pictures
@@ -87,7 +86,7 @@ def train_batches(
 
 
 def classification_batches(
-    index: Index, *, data: DataConfig, pretrain: Classified, **options: Unpack[StreamOptions]
+    index: Index, *, data: DataConfig, pretrain: ClassifiedConfig, **options: Unpack[StreamOptions]
 ) -> Iterator[list[Batch]]:
     """The same of a set of classified images, with `Batch.labels`."""
     return _train_stream(index, data, partial(_classification_plan, pretrain), "label", None, **options)
@@ -133,7 +132,7 @@ def evaluation_batches(
 def classification_evaluation_batches(
     index: Index,
     *,
-    pretrain: Classified,
+    pretrain: ClassifiedConfig,
     data: DataConfig,
     device_batch_size: int,
     rows: NDArray[np.int64] | None = None,
@@ -150,7 +149,7 @@ def classification_evaluation_batches(
 def classification_pool_batches(
     index: Index,
     *,
-    pretrain: Classified,
+    pretrain: ClassifiedConfig,
     data: DataConfig,
     device_batch_size: int,
     rows: NDArray[np.int64] | None = None,
@@ -166,7 +165,7 @@ def _task_plan(augment: AugmentConfig, canvas: Size, rng: np.random.Generator, s
     return draw_plan(augment, rng, size, canvas, boxes)
 
 
-def _classification_plan(pretrain: Classified, rng: np.random.Generator, size: Size, boxes: Boxes | None) -> Plan:
+def _classification_plan(pretrain: ClassifiedConfig, rng: np.random.Generator, size: Size, boxes: Boxes | None) -> Plan:
     return classification_plan(pretrain, rng, size)
 
 

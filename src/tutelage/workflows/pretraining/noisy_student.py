@@ -43,7 +43,6 @@ from tutelage.workflows.pretraining.supervised import (
     supervised_stage,
     task_of,
     train_classifier,
-    trained_stage,
 )
 from tutelage.workflows.stages import Place, Stage, run_stage
 
@@ -173,7 +172,7 @@ def train_student(
 
         return {**train_classifier(stage, config, data, runtime, build, streams, round_=round_), **second.record}
 
-    return trained_stage(place, name, key, runtime, work)
+    return run_stage(place, name, key, runtime, work)
 
 
 def _pool_key(options: NoisyStudentConfig, pseudo: Stage) -> dict[str, Any]:

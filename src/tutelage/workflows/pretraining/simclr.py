@@ -22,8 +22,8 @@ from tutelage.models.init import initialize, save_model
 from tutelage.types import InputError
 from tutelage.workflows.pretraining.data import PretrainData
 from tutelage.workflows.pretraining.probe import Probe, probe_rows
-from tutelage.workflows.pretraining.supervised import base_key, trained_stage
-from tutelage.workflows.stages import Place, Stage, console
+from tutelage.workflows.pretraining.supervised import base_key
+from tutelage.workflows.stages import Place, Stage, console, run_stage
 
 
 def pretrain_simclr(runtime: Runtime, config: RunConfig, place: Place, data: PretrainData) -> Stage:
@@ -56,7 +56,7 @@ def pretrain_simclr(runtime: Runtime, config: RunConfig, place: Place, data: Pre
             **result.as_dict(),
         }
 
-    return trained_stage(place, "pretrain", key, runtime, work)
+    return run_stage(place, "pretrain", key, runtime, work)
 
 
 def _start(config: RunConfig, runtime: Runtime) -> tuple[Embedder, LoadReport]:

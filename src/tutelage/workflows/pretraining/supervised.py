@@ -20,7 +20,6 @@ from tutelage.config import RunConfig
 from tutelage.data.index import Index
 from tutelage.data.loader import classification_batches, classification_evaluation_batches
 from tutelage.engine import loop
-from tutelage.engine.checkpoint import remove_checkpoint
 from tutelage.engine.guard import device_batch
 from tutelage.engine.objectives import Objective, Supervised
 from tutelage.engine.optim import num_steps_for
@@ -53,7 +52,7 @@ def supervised_stage(place: Place, name: str, config: RunConfig, data: PretrainD
 
         return train_classifier(stage, config, data, runtime, build, streams, round_=0)
 
-    return trained_stage(place, name, base_key(config, data), runtime, work)
+    return run_stage(place, name, base_key(config, data), runtime, work)
 
 
 def base_key(config: RunConfig, data: PretrainData) -> dict[str, Any]:
@@ -69,16 +68,6 @@ def base_key(config: RunConfig, data: PretrainData) -> dict[str, Any]:
         "data": config.data.model_dump(mode="json"),
         "labeled": data.source.fingerprint,
     }
-
-
-def trained_stage(
-    place: Place, name: str, key: dict[str, Any], runtime: Runtime, work: Callable[[Stage], dict[str, Any]]
-) -> Stage:
-    """The finished stage; only then its checkpoint goes, so that a kill never costs a whole training."""
-    stage = run_stage(place, name, key, runtime, work)
-    if runtime.is_main:
-        remove_checkpoint(stage.folder)
-    return stage
 
 
 def stream_of(index: Index, batch_size: int, config: RunConfig) -> loop.Stream:
