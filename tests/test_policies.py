@@ -261,6 +261,14 @@ def test_classification_falls_back_to_the_center_and_evaluates_there() -> None:
     assert all(np.allclose(matrix, center.matrix) or np.allclose(matrix, flipped) for matrix in drawn)
 
 
+@pytest.mark.parametrize(("size", "pixels"), [(600, 270), (224, 270), (112, 135)])
+def test_distances_of_classified_images_are_fixed_from_224_pixels_up(size: int, pixels: float) -> None:
+    config = PretrainConfig(size=size, magnitude=27)
+    plans = [classification_plan(config, np.random.default_rng(seed), (size, size)) for seed in range(200)]
+    shifts = {abs(amount) for plan in plans for name, amount in plan.drawn if name in ("TranslateX", "TranslateY")}
+    assert shifts == {pytest.approx(pixels)}
+
+
 def test_classification_draws_from_its_sixteen_operations() -> None:
     config = PretrainConfig(size=112, layers=2, magnitude=9)
     drawn = [classification_plan(config, np.random.default_rng(seed), SIZE) for seed in range(800)]

@@ -111,14 +111,14 @@ def evaluation_plan(size: Size, canvas: Size) -> Plan:
 def classification_plan(config: ClassifiedConfig, rng: np.random.Generator, size: Size) -> Plan:
     """Random-resized crop, flip and the policy, to a square canvas.
 
-    The distances of policies are meant for 224 pixels and follow the canvas. What they vacate shows
-    the surroundings of the crop where there are any.
+    The distances of policies are pixels of the canvas, whatever its size, as in the authors' code; below 224 pixels they
+    shrink with it, which is ours. What they vacate shows the surroundings of the crop where there are any.
     """
     canvas = (config.size, config.size)
     to_canvas = _random_resized_crop(config, rng, size)
     # TPU code, efficientnet/autoaugment.py, has two sets of distances; AutoAugment's is that of detection.
     reach = IMAGE_REACH if config.policy == "autoaugment" else CLASSIFICATION_REACH
-    reach = _scaled(reach, config.size / CLASSIFICATION_SIDE)
+    reach = _scaled(reach, min(1.0, config.size / CLASSIFICATION_SIDE))
     draft = _Draft(rng, canvas, np.zeros((0, 4)), reach, reach, geometry=to_canvas)
     if config.policy == "autoaugment":
         draft.run_auto_augment(IMAGENET_V0)
