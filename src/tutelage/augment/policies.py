@@ -111,7 +111,7 @@ def evaluation_plan(size: Size, canvas: Size) -> Plan:
 def classification_plan(config: ClassifiedConfig, rng: np.random.Generator, size: Size) -> Plan:
     """Random-resized crop, flip and the policy, to a square canvas.
 
-    The distances of policies are pixels of the canvas, whatever its size, as in the authors' code; below 224 pixels they
+    The distances of policies are pixels of the canvas, whatever its size, as in the original; below 224 pixels they
     shrink with it, which is ours. What they vacate shows the surroundings of the crop where there are any.
     """
     canvas = (config.size, config.size)
