@@ -96,13 +96,8 @@ class JointTraining:
         return {"joint": {**own, "weight": self.weight, **content}}
 
     def batch_size(self, labeled: int) -> int:
-        """Added images a step beside `labeled` images; the control's are as many as make the same pixels."""
-        joint = self.config.joint
-        size = joint.batch_size or labeled
-        if not self.is_control:
-            return size
-        height, width = self.canvas
-        return max(1, round(size * joint.size**2 / (height * width)))
+        """Added images a step beside `labeled` images."""
+        return added_images(self.config, labeled, control=self.is_control)
 
     def objective(self, inner: Objective) -> Objective:
         """The inner objective with the added loss; its network gets a classifier unless it has one."""
@@ -123,3 +118,10 @@ class JointTraining:
         added = replace(labeled, batch_size=size) if self.is_control else Stream(self.classified, size, batches)
         objective = self.objective(training.objective)
         return replace(training, objective=objective, streams={**training.streams, self.stream: added})
+
+
+def added_images(config: RunConfig, labeled: int, *, control: bool) -> int:
+    """Images a step of a joint training beside `labeled` ones; the control's are as many as make the same pixels."""
+    joint, (height, width) = config.joint, config.model.canvas
+    size = joint.batch_size or labeled
+    return max(1, round(size * joint.size**2 / (height * width))) if control else size

@@ -121,7 +121,7 @@ def _print_network(recipe: str, config: RunConfig) -> None:
     if recipe in PUBLISHED:
         print(f"# published: {PUBLISHED[recipe]}")
     part, images = largest_pass(config)
-    print(f"# memory of a training step (estimated, {precision_of(config)}; see docs/cost.md):")
+    print(f"# memory of a training step of this network (estimated, {precision_of(config)}; of every stage: --cost):")
     for recompute in (False, True):
         one = network.activations_with(recompute)
         whole = network.step_memory(part, images * one).total

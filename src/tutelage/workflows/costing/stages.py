@@ -13,6 +13,7 @@ from tutelage.config import RunConfig, TrainConfig
 from tutelage.engine.optim import num_steps_for
 from tutelage.workflows.costing.images import Images, pretrains
 from tutelage.workflows.costing.network import DryNetwork, classifier_network, main_network
+from tutelage.workflows.joint import added_images
 from tutelage.workflows.pretraining.probe import MOST_IMAGES
 
 FLOPS = 2  # of a multiply-add
@@ -176,23 +177,20 @@ def _inference(
 
 
 def _joint_arms(config: RunConfig, network: DryNetwork) -> dict[str, list[Pass]]:
-    """What the trainings on labels alone pass besides: nothing, or classified images and, in the control, labeled ones.
-
-    The control's are as many as have the same pixels.
-    """
-    classified = _classified(config, config.teacher.batch_size)
+    """What the trainings on labels alone pass besides: nothing, or classified images and, in the control, labeled ones."""
+    batch_size = config.teacher.batch_size
+    classified = _classified(config, batch_size)
     if not classified:
         return {"teacher": []}
-    height, width = config.model.canvas
-    same_pixels = max(1, round(classified[0].images * config.joint.size**2 / (height * width)))
-    return {"teacher": classified, "teacher-control": [Pass(network, same_pixels)]}
+    labeled = Pass(network, added_images(config, batch_size, control=True))
+    return {"teacher": classified, "teacher-control": [labeled]}
 
 
 def _classified(config: RunConfig, labeled: int) -> list[Pass]:
     """The classified images of a joint training beside `labeled` images a step."""
     if not (config.joint.required or config.sources.classification):
         return []
-    return [Pass(classifier_network(config, config.joint.size), config.joint.batch_size or labeled)]
+    return [Pass(classifier_network(config, config.joint.size), added_images(config, labeled, control=False))]
 
 
 def flops_an_image(config: RunConfig, network: DryNetwork) -> int:
