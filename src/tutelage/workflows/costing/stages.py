@@ -177,7 +177,7 @@ def _inference(
 
 
 def _joint_arms(config: RunConfig, network: DryNetwork) -> dict[str, list[Pass]]:
-    """What the trainings on labels alone pass besides: nothing, or classified images and, in the control, labeled ones."""
+    """What the trainings on labels alone pass besides: classified images and, in the control, labeled ones."""
     batch_size = config.teacher.batch_size
     classified = _classified(config, batch_size)
     if not classified:
