@@ -220,6 +220,23 @@ def test_what_does_not_fit_the_method_is_refused(
         )
 
 
+@pytest.mark.parametrize(
+    ("method", "option", "value"),
+    [
+        ("supervised", "pretrain.test_fraction", 1.0),
+        ("noisy-student", "pretrain.test_fraction", 0.94),  # of eight pictures a class
+        ("simclr", "pretrain.simclr.probe_fraction", 1.0),
+    ],
+)
+def test_a_class_held_out_whole_is_refused(
+    pictures: Path, tmp_path: Path, method: str, option: str, value: float
+) -> None:
+    given = {"unlabeled": pictures / "pool"} if method == "noisy-student" else {}
+    overrides = (*OPTIONS, f"pretrain.method={method}", f"{option}={value}")
+    with pytest.raises(InputError, match=rf"^{option}={value}: holds out all 8 images of class 'blue'"):
+        pretrain(pictures / "classes", out=tmp_path / "run", recipe="pretrain-small", overrides=overrides, **given)
+
+
 def test_a_floor_that_nothing_reaches_is_named(noisy: Path, pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"floor=1.0: none of 33 images has a first class that probable \(the highest"):
         run_noisy(pictures, tmp_path / "run", "pretrain.noisy_student.floor=1.0", teacher=first_student(noisy))

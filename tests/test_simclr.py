@@ -54,6 +54,7 @@ def test_a_run_says_what_its_features_are_worth_beside_its_start(pretrained: tup
     assert record["method"] == "simclr" and record["classes"] == ["bright", "dark"]
     assert (record["held_out"], record["num_images"]) == (2 + 3, {"images": 6 + 9 + 6}), "the pool is trained on too"
     assert record["accuracy"] == record["accuracy_of_start"] == 1.0, "light and dark are told apart by any features"
+    assert record["leaks"] == 0, "none of the pool is a copy"
     assert record["probe"]["images"] == 15 and record["probe"]["decay"] in (1.0, 0.1, 1e-2, 1e-3)
     assert "right on 100.0 % of 5 held-out images" in record["verdict"]
     assert record["verdict"] in (out / "model" / "README.md").read_text()
@@ -76,6 +77,21 @@ def test_images_without_classes_are_trained_on_and_not_probed(folders: Path, tmp
     record = tutelage.pretrain(folders / "plain", out=tmp_path / "run", overrides=OPTIONS + short)
     assert (record["accuracy"], record["held_out"], record["num_images"]) == (None, 0, {"images": 6})
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+
+
+def test_held_out_images_are_kept_out_of_the_pool(
+    folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = (*OPTIONS, "train.min_steps=1", "train.batch_size=4")
+    classes = folders / "classes"
+    record = tutelage.pretrain(classes, out=tmp_path / "run", unlabeled=classes, overrides=short)
+    assert (record["held_out"], record["leaks"]) == (2 + 3, 2 + 3)
+    assert record["num_images"] == {"images": 15 + 15}
+    assert "5 of 20 images are also held out, and are not used" in capsys.readouterr().err
+    record = tutelage.pretrain(
+        classes, out=tmp_path / "none", unlabeled=classes, overrides=(*short, "pretrain.simclr.probe_fraction=0")
+    )
+    assert (record["held_out"], record["leaks"], record["num_images"]) == (0, 0, {"images": 20 + 20})
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def count_images(config: RunConfig, labeled: int = 0, pool: int = 0) -> Images:
     origin = _origin(bool(labeled), bool(pool or not usual[1]))
     total, pool = labeled or usual[0], pool or usual[1]
     if pretrains(config):
-        test = round(total * METHODS[config.pretrain.method].held_out(config.pretrain))
+        test = round(total * METHODS[config.pretrain.method].needs.share_held_out(config.pretrain))
         return Images(total - test, pool, test, 0, origin)
     kept = max(1, round(total * config.data.labeled_fraction))
     return Images(kept, pool + (total - kept) * config.data.rest_as_pool, 0, 0, origin)
@@ -76,6 +76,6 @@ def _counted(config: RunConfig) -> Images:
 
 def _counted_classes(config: RunConfig) -> Images:
     method = METHODS[config.pretrain.method]
-    data = open_data(config, method.needs, method.held_out(config.pretrain))
+    data = open_data(config, method.needs)
     pool = 0 if data.pool is None else len(data.pool)
     return Images(len(data.images), pool, len(data.held_out), len(data.source.class_names), "counted")

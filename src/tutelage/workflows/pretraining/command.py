@@ -5,19 +5,18 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from tutelage import stats
-from tutelage.config import PretrainConfig, RunConfig
+from tutelage.config import RunConfig
 from tutelage.data.index import Index
 from tutelage.engine.runtime import Runtime, launch
 from tutelage.files import read_json, write_json, write_text
 from tutelage.stats.intervals import binomial_interval
 from tutelage.workflows.options import Paths, default_recipe, resolve
 from tutelage.workflows.pretraining.card import model_card
-from tutelage.workflows.pretraining.data import Needs, PretrainData, open_data
+from tutelage.workflows.pretraining.data import Needs, PretrainData, open_data, without_leaks
 from tutelage.workflows.pretraining.noisy_student import pretrain_noisy_student
 from tutelage.workflows.pretraining.simclr import pretrain_simclr
 from tutelage.workflows.pretraining.supervised import pretrain_supervised
@@ -26,19 +25,18 @@ from tutelage.workflows.stages import Place, Stage, console, open_run, pin_data,
 
 @dataclass(frozen=True)
 class Method:
-    """A way to pre-train: what it asks of its data, the share held out to measure, and the work itself."""
+    """A way to pre-train: what it asks of its data, and the work itself."""
 
     needs: Needs
-    held_out: Callable[[PretrainConfig], float]
     work: Callable[[Runtime, RunConfig, Place, PretrainData], Stage]
 
 
 METHODS: dict[str, Method] = {
-    "supervised": Method(Needs(classes=True, pool=False), attrgetter("test_fraction"), pretrain_supervised),
-    "noisy-student": Method(
-        Needs(classes=True, pool=True, teacher=True), attrgetter("test_fraction"), pretrain_noisy_student
+    "supervised": Method(Needs(classes=True, pool=False), pretrain_supervised),
+    "noisy-student": Method(Needs(classes=True, pool=True, teacher=True), pretrain_noisy_student),
+    "simclr": Method(
+        Needs(classes=False, pool=True, held_out="simclr.probe_fraction", clean_pool=True), pretrain_simclr
     ),
-    "simclr": Method(Needs(classes=False, pool=True), attrgetter("simclr.probe_fraction"), pretrain_simclr),
 }
 
 
@@ -91,8 +89,10 @@ def pretrain(
         console.print(f"{out}: finished earlier, accuracy {_percent(record['accuracy'])}.")
         return record
     method = METHODS[config.pretrain.method]
-    data = open_data(config, method.needs, method.held_out(config.pretrain))
+    data = open_data(config, method.needs)
     console.print(data.source.description)
+    if method.needs.clean_pool:
+        data = without_leaks(data, config.data)
     pin_data(out, data.fingerprints)
     stage = launch(config.runtime, method.work, config, Place(out / "stages"), data)
     record = run_record(out, config, data, stage)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tutelage.config import RunConfig
+from tutelage.config import DataConfig, PretrainConfig, RunConfig
+from tutelage.data.duplicates import leaks_between
 from tutelage.data.index import Index
 from tutelage.data.joining import join
 from tutelage.data.readers import open_index
+from tutelage.data.survey import survey
 from tutelage.models.init import read_card
 from tutelage.models.model import Classifier
 from tutelage.types import InputError
-from tutelage.workflows.stages import Stage, given_model
+from tutelage.workflows.stages import Stage, console, given_model
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,13 @@ class Needs:
     classes: bool  # whether every image must be in one of at least two classes
     pool: bool  # whether unlabeled images are used
     teacher: bool = False  # whether a finished classifier is used
+    held_out: str = "test_fraction"  # option of `pretrain`: the share of each class that is held out to measure
+    clean_pool: bool = False  # whether the pool is trained on as it is, so that copies of held-out images must go first
+
+    def share_held_out(self, config: PretrainConfig) -> float:
+        """Of the images of each class."""
+        share: float = attrgetter(self.held_out)(config)
+        return share
 
 
 @dataclass(frozen=True)
@@ -37,6 +47,7 @@ class PretrainData:
     held_out: NDArray[np.int64]  # (h,) rows of `labeled`, sorted
     pool: Index | None  # --unlabeled
     teacher: Stage | None  # --teacher: a finished classifier of these classes
+    leaks: int = 0  # images that were left out of the pool as copies of held-out ones
 
     @cached_property
     def images(self) -> Index:
@@ -51,12 +62,12 @@ class PretrainData:
         return {"labeled": self.source.fingerprint, **pool, **teacher}
 
 
-def open_data(config: RunConfig, needs: Needs, test_fraction: float) -> PretrainData:
-    """The sources of a config as a method needs them; `test_fraction` of each class is held out.
+def open_data(config: RunConfig, needs: Needs) -> PretrainData:
+    """The sources of a config as a method needs them, a share of each class held out.
 
     Raises:
         InputError: fewer than two classes where they are needed, a pool or teacher that would not be used or does not
-            fit.
+            fit, a class that would be held out whole.
     """
     source = _open_source(config, needs)
     classes = source.image_classes()
@@ -71,10 +82,35 @@ def open_data(config: RunConfig, needs: Needs, test_fraction: float) -> Pretrain
     return PretrainData(
         source=source,
         labeled=source if classified else None,
-        held_out=held_out_rows(classes, test_fraction, config.seed) if classified else np.zeros(0, np.int64),
+        held_out=_held_out(source, config, needs) if classified else np.zeros(0, np.int64),
         pool=join(pools) if pools else None,
         teacher=_given_teacher(config.sources.teacher, source.class_names) if config.sources.teacher else None,
     )
+
+
+def without_leaks(data: PretrainData, config: DataConfig) -> PretrainData:
+    """The same with a pool that holds no copies of held-out images, which are counted; decodes every image once."""
+    if data.pool is None or not len(data.held_out):
+        return data
+    held_out = survey(data.source.select(data.held_out), config)
+    leaks = leaks_between(survey(data.pool, config, tolerant=True).prints, held_out.prints)
+    if len(leaks):
+        console.print(f"--unlabeled: {len(leaks)} of {len(data.pool)} images are also held out, and are not used.")
+    kept = np.setdiff1d(np.arange(len(data.pool)), leaks.rows)
+    return replace(data, pool=data.pool.select(kept), leaks=len(leaks))
+
+
+def _held_out(source: Index, config: RunConfig, needs: Needs) -> NDArray[np.int64]:
+    """Rows (h,) that are held out; a class of which nothing would be left to train on is an `InputError`."""
+    fraction, classes = needs.share_held_out(config.pretrain), source.image_classes()
+    rows = held_out_rows(classes, fraction, config.seed)
+    whole = np.setdiff1d(classes[rows], np.delete(classes, rows))
+    if len(whole):
+        raise InputError(
+            f"pretrain.{needs.held_out}={fraction}: holds out all {(classes == whole[0]).sum()} images of class "
+            f"{source.class_names[whole[0]]!r}; each class needs one to train on. Lower it, or give more images."
+        )
+    return rows
 
 
 def held_out_rows(classes: NDArray[np.int32], fraction: float, seed: int) -> NDArray[np.int64]:

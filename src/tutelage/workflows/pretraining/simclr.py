@@ -51,6 +51,7 @@ def pretrain_simclr(runtime: Runtime, config: RunConfig, place: Place, data: Pre
             "kind": "pretrain",
             **probe,
             "num_images": {"images": len(images)},
+            "leaks": data.leaks,
             "load_report": report.as_dict(),
             "warning": training.objective.warning(result.losses),
             **result.as_dict(),
