@@ -22,7 +22,7 @@ from tutelage.models.model import build_classifier, build_detector
 from tutelage.stats.intervals import binomial_interval
 from tutelage.types import InputError
 from tutelage.workflows.pretraining import pretrain
-from tutelage.workflows.pretraining.conclusion import paired_differences
+from tutelage.workflows.pretraining.conclusion import compare, paired_differences
 
 OPTIONS = (
     *TINY,
@@ -140,6 +140,7 @@ def test_the_pool_is_labeled_without_held_out_images_and_balanced(noisy: Path) -
     store = open_store(noisy / record["stages"]["pseudo-1"])
     leaks = [path for images, _ in store.parts() for path in images["path"][images["status"] == "leak"]]
     assert all(path.startswith("copies/") for path in leaks)
+    assert record["leaks"] == 2
     balanced = record["balance"]
     used = sum(row["used"] for row in balanced["classes"].values())
     assert record["num_images"] == {"labeled": 18, "second": used}
@@ -195,6 +196,29 @@ def test_a_given_teacher_labels_and_a_student_may_be_larger(noisy: Path, picture
     known = json.loads((teacher / "run.json").read_text())["accuracy"]
     assert record["arms"]["teacher"]["accuracy"] == known, "the same images are held out"
     assert load_model(tmp_path / "given" / "model")[0].config.backbone == "test_efficientnet"
+    assert "note" not in record["arms"]["teacher"], "its model.json shows that they were kept from it"
+
+
+def test_a_teacher_that_may_know_what_is_held_out_is_said_to_and_not_recommended(
+    noisy: Path, pictures: Path, tmp_path: Path
+) -> None:
+    record = run_noisy(pictures, tmp_path / "run", teacher=first_student(noisy), seed=5)
+    note = record["arms"]["teacher"]["note"]
+    assert "may have been trained on the held-out images" in note and "note" not in record["arms"]["student"]
+    assert f"- Teacher: {note}." in (tmp_path / "run" / "model" / "README.md").read_text()
+    assert record["recommended"] in ("student", "control")
+    assert record["recommended_reason"].endswith(f"The teacher was not considered: {note}.")
+
+
+@pytest.mark.parametrize(("better", "named"), [(60, "student"), (0, "control")])
+def test_with_a_caveat_student_and_control_are_compared_alone(better: int, named: str) -> None:
+    config = load_config("pretrain-small", ("eval.resamples=200",))
+    control = np.arange(400) < 200
+    arms = {"teacher": np.ones(400, bool), "control": control, "student": np.arange(400) < 200 + better}
+    assert compare(arms, config, "")["recommended"] == "teacher"
+    found = compare(arms, config, "it was there")
+    assert found["recommended"] == named
+    assert found["recommended_reason"].endswith("The teacher was not considered: it was there.")
 
 
 @pytest.mark.parametrize(

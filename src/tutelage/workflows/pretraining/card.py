@@ -39,6 +39,11 @@ def model_card(record: Mapping[str, Any], model: Path) -> str:
             *(f"- Data ({name}): {data['description']}" for name, data in record["data"].items()),
             f"- {figure}: {_figure(record)}",
             *([f"- {record['verdict']}"] if "verdict" in record else []),
+            *(
+                f"- {arm.capitalize()}: {found['note']}."
+                for arm, found in record.get("arms", {}).items()
+                if "note" in found
+            ),
             f"- Normalization (part of the model): mean {mean}, standard deviation {std}, of RGB values from 0 to 255",
             f"- Classes ({len(record['classes'])}): {_named(record['classes'])}",
             f"- Started from: {record['init']}",

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from tutelage import stats
 from tutelage.config import RunConfig
 from tutelage.engine.runtime import Runtime
-from tutelage.models.init import load_model
+from tutelage.models.init import load_model, read_card
 from tutelage.models.model import Classifier
-from tutelage.stats import Interval
+from tutelage.stats import Interval, Recommendation
 from tutelage.workflows.pretraining.data import PretrainData
 from tutelage.workflows.pretraining.supervised import accuracy_of, correct_on_held_out, stored_correct, task_of
 from tutelage.workflows.stages import Place, Stage, console, run_stage
@@ -21,13 +21,20 @@ from tutelage.workflows.stages import Place, Stage, console, run_stage
 PAIRS = (("student", "control"), ("student", "teacher"), ("control", "teacher"))
 NOT_MEASURED = "Not measured: no image was held out (pretrain.test_fraction)."
 
+TEACHER_MAY_KNOW = (
+    "the given teacher may have been trained on the held-out images: its model.json does not show the same labeled "
+    "images with the same held out (seed and test_fraction), so that its accuracy may flatter"
+)
+
 
 def conclude(place: Place, config: RunConfig, data: PretrainData, graph: dict[str, Stage], runtime: Runtime) -> Stage:
     """The stage `noisy-student`: the last student's model, whatever came out, and what may be said of it."""
     rounds = config.pretrain.noisy_student.rounds
     arms = {"teacher": graph["teacher"]} | {arm: graph[f"{arm}-{rounds}"] for arm in ("control", "student")}
+    caveat = teacher_caveat(data)
     key = {
         "kind": "noisy-student",
+        "caveat": caveat,
         "models": {arm: stage.hash for arm, stage in arms.items()},
         "held_out": data.source.select(data.held_out).fingerprint,
         "eval": config.eval.model_dump(mode="json", include={"resamples", "confidence"}),
@@ -45,9 +52,12 @@ def conclude(place: Place, config: RunConfig, data: PretrainData, graph: dict[st
             "num_images": arms["student"].record["num_images"],
             "classes": list(data.source.class_names),
             "arms": {
-                arm: {"stage": trained.name, "accuracy": accuracy_of(correct[arm])} for arm, trained in arms.items()
+                arm: {"stage": trained.name, "accuracy": accuracy_of(correct[arm])}
+                | ({"note": caveat} if caveat and arm == "teacher" else {})
+                for arm, trained in arms.items()
             },
-            **compare(correct, config),
+            **compare(correct, config, caveat),
+            "leaks": graph["pseudo-1"].record["counts"]["leaks"],
             "balance": arms["student"].record["balance"],
             "stages": {name: _seen_from(place, made) for name, made in graph.items()},
         }
@@ -56,6 +66,13 @@ def conclude(place: Place, config: RunConfig, data: PretrainData, graph: dict[st
     if runtime.is_main:
         console.print(stage.record["verdict"])
     return stage
+
+
+def teacher_caveat(data: PretrainData) -> str:
+    """What is to be said of a given teacher's figures; nothing where it was kept from the same images."""
+    if data.teacher is None or not len(data.held_out):
+        return ""
+    return "" if read_card(data.teacher.model_folder).get("split") == data.split else TEACHER_MAY_KNOW
 
 
 def _seen_from(place: Place, stage: Stage) -> str:
@@ -73,19 +90,34 @@ def _correct(stage: Stage, config: RunConfig, data: PretrainData, runtime: Runti
     return correct_on_held_out(task_of(config, data), model, data, config, runtime)
 
 
-def compare(correct: dict[str, NDArray[np.bool_]], config: RunConfig) -> dict[str, Any]:
-    """Paired differences of accuracy over the held-out images (h,), the verdict, and which model to prefer."""
+def compare(correct: dict[str, NDArray[np.bool_]], config: RunConfig, caveat: str) -> dict[str, Any]:
+    """Paired differences of accuracy over the held-out images (h,), the verdict, and which model to prefer.
+
+    With a caveat against the teacher's figures student and control are compared alone.
+    """
     count = len(correct["student"])
     if not count:
         return {"differences": {}, "verdict": NOT_MEASURED}
     differences = paired_differences(correct, config)
-    recommended = stats.recommend(differences, "test images")
+    recommended = _between_trained(differences, caveat) if caveat else stats.recommend(differences, "test images")
     return {
         "differences": {name: interval and interval.as_dict() for name, interval in differences.items()},
         "verdict": stats.verdict(differences["student_minus_control"], metric="accuracy", num_seeds=1),
         "recommended": recommended.model,
         "recommended_reason": recommended.reason,
     }
+
+
+def _between_trained(differences: dict[str, Interval | None], caveat: str) -> Recommendation:
+    """Student or control, whatever the teacher's figures: the control unless the student is shown to be better."""
+    rest = (
+        "(decided on the test images, so that the recommended model's own figure there is optimistic). The teacher was "
+        f"not considered: {caveat}."
+    )
+    over_control = differences["student_minus_control"]
+    if over_control is not None and over_control.low > 0:
+        return Recommendation("student", f"student minus control is above zero with its interval {rest}")
+    return Recommendation("control", f"the student is not shown to be better than the control, the simpler {rest}")
 
 
 def paired_differences(correct: dict[str, NDArray[np.bool_]], config: RunConfig) -> dict[str, Interval | None]:

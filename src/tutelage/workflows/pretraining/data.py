@@ -55,6 +55,11 @@ class PretrainData:
         return self.source.select(np.setdiff1d(np.arange(len(self.source)), self.held_out))
 
     @property
+    def split(self) -> dict[str, str]:
+        """Which images a model was kept from, for its card."""
+        return {"labeled": self.source.fingerprint, "held_out": self.source.select(self.held_out).fingerprint}
+
+    @property
     def fingerprints(self) -> dict[str, str]:
         """What was given, for `pin_data`."""
         pool = {} if self.pool is None else {"unlabeled": self.pool.fingerprint}

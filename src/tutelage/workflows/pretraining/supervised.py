@@ -107,7 +107,7 @@ def train_classifier(
     assert isinstance(result.model, Classifier), type(result.model)
     correct = correct_on_held_out(task, result.model, data, config, runtime)
     if runtime.is_main:
-        _save(stage, result.model, task, correct, config)
+        _save(stage, result.model, data, correct, config)
     return {
         "kind": "pretrain",
         "accuracy": accuracy_of(correct),
@@ -125,13 +125,12 @@ def task_of(config: RunConfig, data: PretrainData) -> ClassificationTask:
     return ClassificationTask(config.model, options.label_smoothing, data.source.class_names, options.dropout)
 
 
-def _save(
-    stage: Stage, model: Classifier, task: ClassificationTask, correct: NDArray[np.bool_], config: RunConfig
-) -> None:
+def _save(stage: Stage, model: Classifier, data: PretrainData, correct: NDArray[np.bool_], config: RunConfig) -> None:
     np.save(stage.folder / CORRECT, correct)
     card = {
         "task": "classification",
-        "class_names": list(task.class_names),
+        "class_names": list(data.source.class_names),
+        "split": data.split,
         "data": config.data.model_dump(mode="json", include={"range"}),  # 16-bit pictures are read the same later
         "hash": stage.hash,
         "accuracy": accuracy_of(correct),
