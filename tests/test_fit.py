@@ -227,3 +227,13 @@ def test_a_mostly_empty_pool_is_warned_of(capsys: pytest.CaptureFixture[str]) ->
     assert "401 of 403 pool images" in capsys.readouterr().err
     _warn_of_empty_images(counts | {"labeled": 402, "empty": 1}, background)
     assert capsys.readouterr().err == ""
+
+
+def test_a_student_needs_a_pool_which_the_rest_of_the_labels_may_be(scenes: Path, tmp_path: Path) -> None:
+    given = {"labeled": annotation(scenes, "labeled"), "out": tmp_path / "run", "recipe": "detection-demo"}
+    absent = {"teacher": tmp_path / "teacher", "pseudo": tmp_path / "store"}
+    with pytest.raises(InputError, match=r"a student needs its store, the pool .* data.rest_as_pool=true"):
+        tutelage.train(**given, **absent, overrides=TINY)
+    rest = ("data.labeled_fraction=0.5", "data.rest_as_pool=true")
+    with pytest.raises(InputError, match="holds no model"):
+        tutelage.train(**given, **absent, overrides=(*TINY, *rest))

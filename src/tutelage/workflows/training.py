@@ -89,11 +89,6 @@ def train(
     Returns:
         The record of the training, as in `out/run.json`.
     """
-    if bool(pseudo) != bool(teacher) or (pseudo and not unlabeled):
-        raise InputError(
-            "--pseudo, --teacher: a student needs its store, the pool it was made of and the model it starts from. "
-            "Give --pseudo STORE, --unlabeled POOL and --teacher MODEL together."
-        )
     out = Path(out)
     given = {"labeled": labeled, "unlabeled": unlabeled, "val": val, "test": test, "classification": classification}
     sources: dict[str, Paths] = {
@@ -104,6 +99,12 @@ def train(
         "images": images,
     }
     config = resolve(recipe, overrides, sources, task=task, seed=seed, device=device, devices=devices)
+    has_pool = bool(unlabeled) or config.data.rest_as_pool
+    if bool(pseudo) != bool(teacher) or (pseudo and not has_pool):
+        raise InputError(
+            "--pseudo, --teacher: a student needs its store, the pool it was made of and the model it starts from. "
+            "Give --pseudo STORE, --unlabeled POOL (or data.rest_as_pool=true) and --teacher MODEL together."
+        )
     config = open_run(out, config, overrides, overwrite=overwrite, resume=resume)
     require_sources(config, "labeled")
     prepared = prepare(config)
