@@ -91,6 +91,6 @@ def test_full_recipes_hold_out_a_hundredth_and_compute_in_bfloat16(recipe: str) 
 @pytest.mark.parametrize("task", ["detection", "segmentation"])
 def test_joint_recipes_have_the_papers_weights(task: str) -> None:
     config = load_config(f"{task}-joint")  # arXiv:2006.06882, sec. 5 and app. H
-    assert (config.task, config.joint.required) == (task, True)
+    assert (config.task, config.joint.required, config.joint.update_norms) == (task, True, False)
     assert (config.joint.weight, config.joint.student_weight, config.student.alpha) == (0.5, 0.2, 2.0)
     assert (config.joint.size, config.joint.least_area, config.joint.label_smoothing) == (224, 0.08, 0.0)
