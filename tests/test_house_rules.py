@@ -18,7 +18,7 @@ LAYERS = [
     {"models"},
     {"tasks"},
     {"engine"},
-    {"reporting"},
+    {"reporting", "review", "deployment"},
     {"workflows"},
     {"cli"},
 ]

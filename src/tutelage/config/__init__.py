@@ -1,25 +1,29 @@
-"""The one definition of every option (`parts`), and how configs are read, compared and hashed (`loading`)."""
+"""The one definition of every option, and how configs are read, compared and hashed (`loading`)."""
 
+from tutelage.config.classified import (
+    ClassifiedConfig,
+    JointConfig,
+    NoisyStudentConfig,
+    PretrainConfig,
+    SimCLRConfig,
+)
 from tutelage.config.loading import changed_keys, config_hash, load_config, option_table, parse_config, recipe_names
 from tutelage.config.parts import (
     METRICS_OF_TASK,
     AnchorConfig,
     AugmentConfig,
-    ClassifiedConfig,
+    CertifyConfig,
     DataConfig,
     EvalConfig,
-    JointConfig,
     LabelConfig,
     LossConfig,
     ModelConfig,
-    NoisyStudentConfig,
     NormConfig,
+    OnlineConfig,
     PostprocessConfig,
-    PretrainConfig,
     PseudoConfig,
     RunConfig,
     RuntimeConfig,
-    SimCLRConfig,
     SourcesConfig,
     StudentConfig,
     TrainConfig,
@@ -29,6 +33,7 @@ __all__ = [
     "METRICS_OF_TASK",
     "AnchorConfig",
     "AugmentConfig",
+    "CertifyConfig",
     "ClassifiedConfig",
     "DataConfig",
     "EvalConfig",
@@ -38,6 +43,7 @@ __all__ = [
     "ModelConfig",
     "NoisyStudentConfig",
     "NormConfig",
+    "OnlineConfig",
     "PostprocessConfig",
     "PretrainConfig",
     "PseudoConfig",

@@ -14,7 +14,8 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from tutelage.config.parts import Part, RunConfig, merge
+from tutelage.config.part import Part
+from tutelage.config.parts import RunConfig, merge
 from tutelage.types import InputError
 
 

@@ -7,13 +7,14 @@ be filled in once a `RunConfig` exists.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
-PositiveInt = Annotated[int, Field(gt=0)]
+from tutelage.config.classified import JointConfig, PretrainConfig
+from tutelage.config.part import Fraction, Part, PositiveInt
+
 TaskName = Literal["detection", "segmentation"]
 METRICS_OF_TASK: dict[str, tuple[str, ...]] = {
     "detection": ("ap", "ap50", "ap75"),
@@ -28,12 +29,6 @@ JITTER_OF_LEVEL: dict[str, tuple[float, float]] = {
 }
 
 
-class Part(BaseModel):
-    """A group of options: unknown keys are refused, values cannot be changed later."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
 class SourcesConfig(Part):
     """Where the data lies; outside the hash, which takes the content instead."""
 
@@ -45,6 +40,7 @@ class SourcesConfig(Part):
     classification: tuple[str, ...] = Field((), description="classified images for joint training: class folders")
     teacher: str = Field("", description="finished model that takes the teacher's place")
     pseudo: str = Field("", description="finished store that takes the place of the first round's labeling")
+    verdicts: str = Field("", description="what people said of pseudo-labels: a file that review wrote or imported")
     stages: str = Field("", description="folder of stages shared between runs; the run's own when empty")
     images: str = Field("", description="folder that image paths in annotations are relative to; found when empty")
 
@@ -207,6 +203,14 @@ class TrainConfig(Part):
     augment: AugmentConfig = Field(default_factory=AugmentConfig, description="augmentation")
 
 
+class OnlineConfig(Part):
+    """A teacher that is the running average of the student and labels the pool as training goes."""
+
+    burn_in: int = Field(100, ge=0, description="steps on labeled images alone before pseudo-labels count")
+    decay: Fraction = Field(0.9996, description="largest decay of the running average, min(decay, 1 - 10 / steps)")
+    sample: PositiveInt = Field(256, description="pool images whose pseudo-labels are stored to be looked at")
+
+
 class StudentConfig(TrainConfig):
     """The student's training, and the control's, which differs in `second_stream` alone."""
 
@@ -220,6 +224,11 @@ class StudentConfig(TrainConfig):
     average_decay: float = Field(
         0.9997, ge=0, lt=1, description="decay of the losses' running averages (paper, app. B)"
     )
+    mode: Literal["offline", "online"] = Field(
+        "offline",
+        description="who labels: the teacher once before training, or the student's running average during it",
+    )
+    online: OnlineConfig = Field(default_factory=OnlineConfig, description="a teacher that learns on")
 
 
 class PostprocessConfig(Part):
@@ -250,8 +259,8 @@ class LabelConfig(Part):
 class PseudoConfig(Part):
     """How stored pseudo-labels become targets."""
 
-    score_threshold: Fraction | dict[str, Fraction] = Field(
-        0.5, description="least score of a pseudo-label; one number, or one for each class name"
+    score_threshold: Fraction | dict[str, Fraction] | Literal["certified"] = Field(
+        0.5, description="least score of a pseudo-label; one number, one for each class name, or what `certify` found"
     )
     ratio: PositiveInt = Field(1, description="second-stream images for each labeled image of a batch")
     empty: Literal["background", "drop"] = Field(
@@ -261,6 +270,26 @@ class PseudoConfig(Part):
     unsure: Literal["negative", "ignore"] = Field(
         "negative", description="boxes between floor and threshold: background as in the paper, or out of the loss"
     )
+
+
+class CertifyConfig(Part):
+    """What precision the pseudo-labels have, shown on human labels that the teacher did not train on."""
+
+    fraction: Fraction = Field(
+        0.0, description="share of the labeled images set aside to certify on; 0 sets none aside"
+    )
+    folds: int = Field(0, ge=0, description="teachers that each leave a fold out, where labels are few; 0 is none")
+    precision: Fraction = Field(0.9, description="precision that the threshold of each class has to be shown to meet")
+    confidence: float = Field(0.95, gt=0, lt=1, description="of the promise, and of the intervals")
+    iou: Fraction = Field(0.5, description="least overlap of a right box with a human one")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.fraction and self.folds:
+            raise ValueError("certify.fraction and certify.folds: only one of them is allowed; set the other to 0")
+        if self.folds == 1:
+            raise ValueError("certify.folds=1: a fold must leave labels to train on; 0, or 2 and more, are allowed")
+        return self
 
 
 class EvalConfig(Part):
@@ -277,75 +306,6 @@ class EvalConfig(Part):
     )
     confidence: float = Field(0.95, gt=0, lt=1, description="coverage of the intervals")
     points: int = Field(5, ge=0, description="selection-split measurements along a training; none without such a split")
-
-
-class SimCLRConfig(Part):
-    """Contrastive pre-training on images without labels (arXiv:2002.05709)."""
-
-    color_strength: float = Field(1.0, ge=0, description="strength of the color jitter of both views")
-    blur: Fraction = Field(0.5, description="probability that a view is blurred")
-    projection_layers: Literal[2, 3] = Field(2, description="layers of the projection head (3: SimCLR v2)")
-    projection_width: PositiveInt = Field(128, description="length of the vectors that are compared")
-    temperature: float = Field(0.1, gt=0, description="of the softmax over similarities")
-    probe_fraction: Fraction = Field(0.1, description="share of each class held out to measure the linear probe")
-
-
-class NoisyStudentConfig(Part):
-    """Noisy Student for classification (arXiv:1911.04252): a teacher's classes of a pool, balanced, and a student."""
-
-    rounds: PositiveInt = Field(1, description="teacher-student rounds; a student is the next round's teacher")
-    backbone: str = Field("", description="the students' backbone, which may be larger; the teacher's when empty")
-    soft: bool = Field(True, description="pool targets: the teacher's probabilities, or its first class")
-    floor: Fraction = Field(0.3, description="least probability of the first class that a pool image is used with")
-    per_class: int = Field(
-        0, ge=0, description="pool images a class after thinning and duplicating (paper: 130000); 0 is the median class"
-    )
-    ratio: PositiveInt = Field(3, description="pool images for each labeled image of a batch (paper: 1 for B0, else 3)")
-
-
-Policy = Literal["randaugment", "autoaugment", "none"]
-
-
-class ClassifiedConfig(Part):
-    """What a classified image undergoes in training."""
-
-    size: PositiveInt = Field(description="side of the square images")
-    least_area: Fraction = Field(0.08, description="least share of an image that a random crop takes")
-    policy: Policy = Field(description="what follows crop and flip")
-    layers: int = Field(2, ge=0, description="RandAugment operations an image")
-    magnitude: float = Field(9.0, ge=0, le=30, description="RandAugment magnitude")
-    label_smoothing: Fraction = Field(description="share of the target spread over all classes")
-
-
-class PretrainConfig(ClassifiedConfig):
-    """Pre-training of a backbone; the training itself is `train`."""
-
-    method: Literal["supervised", "simclr", "noisy-student"] = Field("supervised", description="how it is trained")
-    size: PositiveInt = Field(128, description="side of the square training images")
-    policy: Policy = Field(
-        "randaugment", description="what follows crop and flip (AutoAugment: the ImageNet policy v0)"
-    )
-    label_smoothing: Fraction = Field(0.1, description="share of the target spread over all classes")
-    dropout: Fraction = Field(0.0, description="dropout before the classifier (EfficientNet-B7: 0.5)")
-    test_fraction: Fraction = Field(0.1, description="share of each class held out to measure accuracy")
-    simclr: SimCLRConfig = Field(default_factory=SimCLRConfig, description="contrastive pre-training")
-    noisy_student: NoisyStudentConfig = Field(default_factory=NoisyStudentConfig, description="Noisy Student")
-
-
-class JointConfig(ClassifiedConfig):
-    """Image classification beside the task in one model (arXiv:2006.06882, sec. 5); used where --classification is."""
-
-    required: bool = Field(False, description="refuse to train without --classification (the joint recipes)")
-    weight: float = Field(0.5, ge=0, description="weight w of the classification loss beside supervised training")
-    student_weight: float = Field(0.2, ge=0, description="weight w of it beside self-training (student and control)")
-    stream: Literal["classification", "labeled"] = Field(
-        "classification", description="what is drawn: classified images, or (control) the task's, with equal compute"
-    )
-    batch_size: int = Field(0, ge=0, description="classified images a step, over all devices; 0 is the labeled batch")
-    size: PositiveInt = Field(224, description="side of the square classified images")
-    policy: Policy = Field("none", description="what follows crop and flip")
-    label_smoothing: Fraction = Field(0.0, description="share of the target spread over all classes")
-    update_norms: bool = Field(True, description="whether classified images enter the batch-norm statistics")
 
 
 class RuntimeConfig(Part):
@@ -376,6 +336,7 @@ class RunConfig(Part):
     seed: int = Field(0, ge=0, description="seed of everything drawn")
     rounds: PositiveInt = Field(1, description="teacher-student rounds; a student is the next round's teacher")
     repeats: PositiveInt = Field(1, description="seeds that control and student are trained with")
+    guard: Literal["warn", "stop"] = Field("warn", description="what happens to a run that is lost: said, or ended")
     hidden_arm: bool = Field(False, description="also train on the pool's hidden human labels, where they exist")
     sources: SourcesConfig = Field(default_factory=SourcesConfig)
     data: DataConfig = Field(default_factory=DataConfig)
@@ -386,6 +347,7 @@ class RunConfig(Part):
     postprocess: PostprocessConfig = Field(default_factory=PostprocessConfig)
     label: LabelConfig = Field(default_factory=LabelConfig)
     pseudo: PseudoConfig = Field(default_factory=PseudoConfig)
+    certify: CertifyConfig = Field(default_factory=CertifyConfig)
     eval: EvalConfig = Field(default_factory=EvalConfig)
     pretrain: PretrainConfig = Field(default_factory=PretrainConfig)
     joint: JointConfig = Field(default_factory=JointConfig)
