@@ -16,13 +16,14 @@ from tests.report_page import Page, change_record, page_of
 from tests.run_folder import CLASS_NAMES, write_run_folder
 from tutelage.config import PseudoConfig
 from tutelage.data.pseudo import open_store
+from tutelage.data.thumbnails import Album
 from tutelage.reporting.boxes.compare import CORRECT, EXCUSED, WRONG, best_threshold, match_image
 from tutelage.reporting.boxes.pseudo import view_store
 from tutelage.reporting.boxes.read import SCORE_BINS, boxes_by_image, summarize_store
 from tutelage.reporting.boxes.recall import RECALL_POINTS, recall_curve
 from tutelage.reporting.figures import Curve, Whisker, line_figure, thinned, whisker_figure
 from tutelage.reporting.page import duration, points, signed_points, typeset, write_report
-from tutelage.reporting.pictures import Album, choose_images
+from tutelage.reporting.pictures import choose_images
 from tutelage.reporting.pseudo import class_balance, pseudo_labels
 from tutelage.reporting.read import read_evaluation, read_run, training_log
 from tutelage.tasks.metrics import detection_metrics, match_detections

@@ -18,13 +18,13 @@ from tutelage.data.colors import class_colors
 from tutelage.data.masks import decode_png, encode_png
 from tutelage.data.painting import OPACITY
 from tutelage.data.pseudo import open_store
+from tutelage.data.thumbnails import Album
 from tutelage.files import read_json
 from tutelage.reporting.kinds import KINDS, Kind
 from tutelage.reporting.masks.compare import GAINED, LOST, RIGHT, WRONG, changes, count_changes, masks_by_image
 from tutelage.reporting.masks.paint import change_overlay, class_names_on, class_view
 from tutelage.reporting.masks.pseudo import LEVEL_BINS, summarize_pixels, view_store
 from tutelage.reporting.page import percent, typeset, write_report
-from tutelage.reporting.pictures import Album
 from tutelage.reporting.read import read_evaluation, read_run
 from tutelage.types import IGNORE
 

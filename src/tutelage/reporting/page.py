@@ -15,13 +15,13 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from tutelage.data.thumbnails import Album
 from tutelage.files import write_text
 from tutelage.reporting import models as arms
 from tutelage.reporting.curves import training_figures
 from tutelage.reporting.figures import whisker_figure
 from tutelage.reporting.kinds import KINDS, Kind
 from tutelage.reporting.models import Model
-from tutelage.reporting.pictures import Album
 from tutelage.reporting.pseudo import pseudo_labels
 from tutelage.reporting.read import Run, read_evaluation, read_run
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tutelage.config import PseudoConfig
 from tutelage.data.pseudo import PseudoStore, open_store
-from tutelage.reporting.pictures import Album
+from tutelage.data.thumbnails import Album
 from tutelage.reporting.read import Run, Stage
 from tutelage.types import InputError
 

@@ -6,10 +6,10 @@ from markupsafe import Markup
 
 from tutelage.config import PseudoConfig
 from tutelage.data.pseudo import PseudoStore
+from tutelage.data.thumbnails import Album
 from tutelage.reporting.boxes.read import summarize_store
 from tutelage.reporting.boxes.scenes import crops
 from tutelage.reporting.figures import histogram_figure
-from tutelage.reporting.pictures import Album
 from tutelage.reporting.pseudo import StoreView, threshold_marks
 
 NUM_CROPS = 12

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from tutelage.data.thumbnails import Album, Picture
 from tutelage.reporting.boxes.compare import CORRECT, WRONG, Outcome, above, best_threshold, match_image
 from tutelage.reporting.boxes.read import PseudoBox
-from tutelage.reporting.pictures import NUM_SCENES, Album, Picture, choose_images
+from tutelage.reporting.pictures import NUM_SCENES, choose_images
 from tutelage.reporting.read import Evaluation
 from tutelage.types import NOT_IGNORED, Boxes
 

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from tutelage.config import PseudoConfig
 from tutelage.data.pseudo import PseudoStore, score_limits
+from tutelage.data.thumbnails import Album, Picture
 from tutelage.reporting.figures import histogram_figure
 from tutelage.reporting.masks.paint import View, class_keys, class_view
-from tutelage.reporting.pictures import Album, Picture
 from tutelage.reporting.pseudo import StoreView, threshold_marks
 from tutelage.types import IGNORE
 

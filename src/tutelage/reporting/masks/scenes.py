@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tutelage.data.thumbnails import Album, Picture
 from tutelage.reporting.masks.compare import GAINED, LOST, RIGHT, WRONG, changes, count_changes, masks_of
 from tutelage.reporting.masks.paint import ClassKey, View, change_keys, change_view, class_keys, class_view
-from tutelage.reporting.pictures import NUM_SCENES, Album, Picture, choose_images
+from tutelage.reporting.pictures import NUM_SCENES, choose_images
 from tutelage.reporting.read import Evaluation
 
 SCENE_SIDE = 340
