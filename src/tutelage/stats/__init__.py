@@ -1,5 +1,6 @@
-"""Redrawn test sets (`draws`), numbers to intervals (`intervals`), intervals to words (`conclusions`)."""
+"""Redrawn test sets (`draws`), numbers to intervals (`intervals`), intervals to words (`conclusions`); `certificate`."""
 
+from tutelage.stats.certificate import ClassCertificate, Sums, certify_class
 from tutelage.stats.conclusions import (
     Recommendation,
     convergence_sentence,
@@ -26,12 +27,15 @@ from tutelage.stats.intervals import (
 __all__ = [
     "FEW_GROUPS",
     "FEW_WITH_TRUTH",
+    "ClassCertificate",
     "Draws",
     "Interval",
     "Kind",
     "Recommendation",
     "Resampled",
+    "Sums",
     "bootstrap",
+    "certify_class",
     "convergence_sentence",
     "covers",
     "draw",
