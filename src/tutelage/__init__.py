@@ -22,6 +22,7 @@ VERBS = {
     "pretrain": "pretraining",
     "recipes": "showing",
     "report": "showing",
+    "review": "reviewing",
     "show": "showing",
     "train": "training",
 }

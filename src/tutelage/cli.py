@@ -238,6 +238,25 @@ def report(run: Annotated[str, typer.Argument(help="folder of a finished fit")])
 
 
 @app.command()
+def review(
+    run: Annotated[str, typer.Argument(help="folder of a finished fit, or a pseudo-label store")],
+    out: Annotated[str, typer.Option(help="folder of page, exports and verdicts.json; RUN/review if not given")] = "",
+    serve: Annotated[
+        bool, typer.Option("--serve", help="show the page on this machine; save verdicts directly")
+    ] = False,
+    export: Annotated[str, typer.Option(help="write for a tool: label-studio, cvat, coco or fiftyone")] = "",
+    import_: Annotated[str, typer.Option("--import", help="take in a file or folder that such a tool wrote")] = "",
+    limit: Annotated[int, typer.Option(help="images, the most informative first; 0 is all")] = 200,
+    round_: Annotated[int, typer.Option("--round", help="whose pseudo-labels; 0 is the last")] = 0,
+) -> None:
+    """Look through pseudo-labels and correct them: on a page, or in an annotation tool and back.
+
+    Example: `tutelage review run`
+    """
+    _run("review", locals())
+
+
+@app.command()
 def recipes() -> None:
     """List the shipped recipes.
 
