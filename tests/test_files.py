@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tutelage.files import atomic, read_json, write_json, write_text
+from tutelage.files import TEMPORARY, atomic, atomic_folder, read_json, remove_stale, write_json, write_text
 from tutelage.types import InputError
 
 
@@ -74,3 +74,25 @@ def test_content_is_on_the_disk_before_the_name_and_the_name_before_the_end(
     monkeypatch.setattr(os, "replace", noted_replace)
     write_text(tmp_path / "a.txt", "12345")
     assert events == ["sync 5", "rename", "sync folder"]
+
+
+def test_what_a_killed_writer_left_goes_and_what_is_being_written_stays(tmp_path: Path) -> None:
+    (tmp_path / ".tmp-0123-a.json").write_text("half")
+    (tmp_path / ".tmp-4567-folder" / "inside").mkdir(parents=True)
+    (tmp_path / "a.json").write_text("whole")
+    with atomic(tmp_path / "b.txt") as file, atomic_folder(tmp_path / "c") as folder:
+        file.write_text("being written")
+        remove_stale(tmp_path.rglob(TEMPORARY))
+        assert {path.name for path in tmp_path.iterdir()} == {"a.json", file.name, folder.name}
+    assert {path.name for path in tmp_path.iterdir()} == {"a.json", "b.txt", "c"}
+
+
+def test_a_folder_takes_the_place_of_another_whole(tmp_path: Path) -> None:
+    for content in ("first", "second"):
+        with atomic_folder(tmp_path / "model", replace=True) as folder:
+            (folder / content).write_text(content)
+    with pytest.raises(KeyError), atomic_folder(tmp_path / "model", replace=True) as folder:
+        (folder / "third").write_text("half")
+        raise KeyError
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["second"]
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -18,7 +18,7 @@ from tutelage.config import DataConfig
 from tutelage.data.index import Index, cache_folder
 from tutelage.data.joining import join
 from tutelage.data.readers import open_index
-from tutelage.data.storage import written_aside
+from tutelage.files import atomic_folder
 from tutelage.types import IGNORE_REGION, InputError
 
 
@@ -179,12 +179,12 @@ def _open_with_the_others(source: Path) -> Index:
 
 
 def test_who_comes_second_keeps_the_first_ones_folder(tmp_path: Path) -> None:
-    with written_aside(tmp_path / "kept") as second:
+    with atomic_folder(tmp_path / "kept") as second:
         (second / "file").write_text("second")
-        with written_aside(tmp_path / "kept") as first:
+        with atomic_folder(tmp_path / "kept") as first:
             (first / "file").write_text("first")
     assert (tmp_path / "kept" / "file").read_text() == "first"
-    with pytest.raises(KeyError), written_aside(tmp_path / "broken"):
+    with pytest.raises(KeyError), atomic_folder(tmp_path / "broken"):
         raise KeyError
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
 

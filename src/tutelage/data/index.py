@@ -34,9 +34,8 @@ from tutelage.data.storage import (
     map_boxes,
     map_images,
     write_tables,
-    written_aside,
 )
-from tutelage.files import read_json, write_json
+from tutelage.files import atomic_folder, read_json, write_json
 from tutelage.types import Annotation, Boxes
 
 __all__ = ["BoxColumns", "Index", "cache_folder", "cache_key", "header_size"]
@@ -143,7 +142,7 @@ class Index:
         }
         folder = folder or cache_folder() / content_key(meta, images, boxes)
         if not cls.cached(folder):
-            with written_aside(folder) as own:
+            with atomic_folder(folder) as own:
                 write_tables(own, images, boxes)
                 index = cls(own)
                 index._meta = meta

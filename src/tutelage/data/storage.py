@@ -5,11 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
 from tutelage import __version__
-from tutelage.files import atomic
+from tutelage.files import TEMPORARY, atomic, remove_stale
 from tutelage.types import InputError
 
 LAYOUT = 4
@@ -56,31 +53,19 @@ def cache_folder() -> Path:
             f"{folder}: the cache folder cannot be made ({error.strerror}). Set TUTELAGE_CACHE to a folder that can be "
             "written to."
         ) from None
+    _tidy(folder.parent)
     return folder
+
+
+@cache
+def _tidy(root: Path) -> None:
+    """Once a process, what killed ones left in the folders of the cache."""
+    remove_stale(root.glob(f"*/{TEMPORARY}"))
 
 
 def cache_key(*parts: object) -> str:
     """Hex key of a cached index, made of our version and whatever its content depends on."""
     return hashlib.sha256(json.dumps([__version__, LAYOUT, *map(str, parts)]).encode()).hexdigest()[:32]
-
-
-@contextmanager
-def written_aside(folder: Path) -> Iterator[Path]:
-    """A folder of one's own beside `folder` to write to; moved there when the block ends, if no other was first.
-
-    So processes that share a cache may make the same folder at once, and it is whole or absent.
-    """
-    own = folder.with_name(f".tmp-{uuid.uuid4().hex}")
-    own.mkdir(parents=True)
-    try:
-        yield own
-        try:
-            own.rename(folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-    finally:
-        shutil.rmtree(own, ignore_errors=True)
 
 
 def image_table(

@@ -123,8 +123,6 @@ class StoreWriter:
     def finish(self) -> None:
         """Writes the manifest once all parts are there, with counts and a digest of their content."""
         assert not self.missing_parts(), "a store is finished when all its parts are written"
-        for leftover in self.folder.glob(".tmp-*-part-*"):
-            leftover.unlink()
         content = hashlib.sha256()
         for part in range(self.manifest.num_parts):
             for table in ("images", *self.kind.layouts):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from tempfile import TemporaryFile
+from typing import IO, Any, TextIO
 
 from tutelage.files import atomic
 
@@ -22,21 +23,17 @@ def write_coco_json(path: Path, entries: Iterable[Entry], class_names: Sequence[
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     categories = [{"id": label + 1, "name": name} for label, name in enumerate(class_names)]
-    beside = path.with_name(f".{path.name}.images")
-    try:
-        with atomic(path) as temporary, temporary.open("w") as file, beside.open("w") as images:
-            file.write(f'{{"categories": {json.dumps(categories)},\n"annotations": [')
-            _write_annotations(file, images, entries)
-            file.write('],\n"images": [')
-            images.close()
-            with beside.open() as done:
-                file.writelines(done)
-            file.write("]}\n")
-    finally:
-        beside.unlink(missing_ok=True)
+    # The images go to a file without a name, on the same disk: it ends with the process.
+    with atomic(path) as temporary, temporary.open("w") as file, TemporaryFile("w+", dir=path.parent) as images:
+        file.write(f'{{"categories": {json.dumps(categories)},\n"annotations": [')
+        _write_annotations(file, images, entries)
+        file.write('],\n"images": [')
+        images.seek(0)
+        file.writelines(images)
+        file.write("]}\n")
 
 
-def _write_annotations(file: TextIO, images: TextIO, entries: Iterable[Entry]) -> None:
+def _write_annotations(file: TextIO, images: IO[str], entries: Iterable[Entry]) -> None:
     number = 0
     for image_id, (name, (height, width), found) in enumerate(entries, 1):
         entry = {"id": image_id, "file_name": name, "height": int(height), "width": int(width)}

@@ -13,7 +13,7 @@ from tutelage.data.readers.masks.reading import fill_regions
 from tutelage.data.readers.masks.scan import in_threads, merged, scan_files
 from tutelage.data.readers.outlines.reading import Rendered, coco_regions, yolo_regions
 from tutelage.data.readers.source import Columns, Source
-from tutelage.data.storage import written_aside
+from tutelage.files import atomic_folder
 from tutelage.types import IGNORE
 
 OUTLINES: dict[str, Callable[[Source, DataConfig], Rendered]] = {
@@ -43,7 +43,7 @@ def draw_masks(rendered: Rendered, folder: Path, size_of: Callable[[int], tuple[
         (own / names[row]).write_bytes(encode_png(rendered.draw(row, size)))
 
     if not folder.is_dir():
-        with written_aside(folder) as own:
+        with atomic_folder(folder) as own:
             in_threads(draw, range(len(names)))
     table = {label: label for label in range(len(columns.class_names))} | {IGNORE: NOT_SHOWN}
     scans = scan_files([folder / name for name in names], "values")
