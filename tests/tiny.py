@@ -23,6 +23,7 @@ TINY = (
     "postprocess.max_detections=10",
     "eval.resamples=20",
     "runtime.device=cpu",
+    "runtime.precision=float32",
     "runtime.workers=0",
     "runtime.threads=1",  # two threads on a busy machine wait for each other
 )

@@ -315,7 +315,8 @@ class RuntimeConfig(Part):
     devices: PositiveInt = Field(1, description="processes, one a device")
     device_batch_size: int = Field(0, ge=0, description="labeled images a forward on one device; 0 is all at once")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="compute type; auto is bfloat16 where it pays"
+        "auto",
+        description="compute type; auto is measured on a CPU when a run is begun, and bfloat16 on GPUs that have it",
     )
     channels_last: bool = Field(True, description="memory layout of images and kernels")
     compile: bool = Field(False, description="compile the training step")

@@ -28,6 +28,7 @@ from tutelage.engine.runtime import Runtime
 from tutelage.files import read_json, write_json, write_text
 from tutelage.models.init import model_folder
 from tutelage.types import InputError
+from tutelage.workflows.precision import with_precision
 
 OWN_FILES = ("config.yaml", "data.json", "run.json", "report.html", "model", "stages", "export")
 console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -186,12 +187,22 @@ def open_run(out: Path, config: RunConfig, overrides: Sequence[str], *, overwrit
                 f"{out}: holds a run with another config ({'; '.join(differing)}). "
                 "Choose another --out, continue that run with --resume, or replace it with --overwrite."
             )
-        return config
+        return _in_its_precision(config, load_config(saved))
     if out.is_dir() and any(path != saved for path in out.iterdir()):
         raise InputError(f"{out}: is not empty and holds no run of Tutelage. Choose another --out.")
+    config = with_precision(config)
     out.mkdir(parents=True, exist_ok=True)
     write_text(saved, config.to_yaml())
     return config
+
+
+def _in_its_precision(config: RunConfig, saved: RunConfig) -> RunConfig:
+    """The config with the precision that the run was begun in, unless another one was asked for."""
+    if config.runtime.precision != "auto":
+        return config
+    return config.model_copy(
+        update={"runtime": config.runtime.model_copy(update={"precision": saved.runtime.precision})}
+    )
 
 
 def pin_data(out: Path, fingerprints: Mapping[str, str]) -> None:
