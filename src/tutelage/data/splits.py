@@ -80,10 +80,7 @@ def stratified_order(offsets: IntArray, labels: IntArray, rng: np.random.Generat
     count = len(offsets) - 1
     items, classes = _pairs(offsets, labels)
     frequency = np.bincount(classes, minlength=int(labels.max(initial=-1)) + 1)
-    stratum = np.full(count, len(frequency))  # items without labels are a stratum too
-    rarity = np.empty(len(frequency), np.int64)
-    rarity[np.argsort(frequency, kind="stable")] = np.arange(len(frequency))
-    np.minimum.at(stratum, items, rarity[classes])
+    stratum = _strata(count, items, classes, frequency)
     shuffled = rng.permutation(count)
     by_stratum = shuffled[np.argsort(stratum[shuffled], kind="stable")]
     sizes = np.bincount(stratum, minlength=len(frequency) + 1)
@@ -94,6 +91,15 @@ def stratified_order(offsets: IntArray, labels: IntArray, rng: np.random.Generat
     order = shuffled[np.argsort(key[shuffled], kind="stable")]
     first = _cover(items, classes, frequency, order)
     return np.concatenate([first, order[~np.isin(order, first)]])
+
+
+def _strata(count: int, items: IntArray, classes: IntArray, frequency: IntArray) -> IntArray:
+    """(count,) rank of each item's rarest class; items without labels are a stratum too."""
+    stratum = np.full(count, len(frequency))
+    rarity = np.empty(len(frequency), np.int64)
+    rarity[np.argsort(frequency, kind="stable")] = np.arange(len(frequency))
+    np.minimum.at(stratum, items, rarity[classes])
+    return stratum
 
 
 def _pairs(offsets: IntArray, labels: IntArray) -> tuple[IntArray, IntArray]:
@@ -132,15 +138,13 @@ def draw_split(
     """
     members = np.argsort(groups, kind="stable")
     sizes = np.bincount(groups)
-    counts = np.diff(offsets)
-    owner = np.repeat(groups, counts)
-    group_offsets = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=len(sizes)))])
-    items, classes = _pairs(group_offsets, labels[np.argsort(owner, kind="stable")])
+    group_offsets, group_labels = _by_group(offsets, labels, groups)
+    items, classes = _pairs(group_offsets, group_labels)
     left = np.bincount(classes, minlength=int(labels.max(initial=-1)) + 1)
     starts, ends = np.searchsorted(items, np.arange(len(sizes) + 1)), np.cumsum(sizes)
     aside = np.zeros(len(groups), bool)
     total = 0
-    for group in stratified_order(group_offsets, labels[np.argsort(owner, kind="stable")], rng):
+    for group in stratified_order(group_offsets, group_labels, rng):
         if total >= target:
             break
         held = classes[starts[group] : starts[group + 1]]
@@ -150,3 +154,48 @@ def draw_split(
         aside[members[ends[group] - sizes[group] : ends[group]]] = True
         total += int(sizes[group])
     return aside
+
+
+def even_draw(
+    offsets: IntArray, labels: IntArray, groups: IntArray, fraction: float, rng: np.random.Generator
+) -> NDArray[np.bool_]:
+    """(n,) which images are set aside: whole groups, each with the same chance, and that share of every stratum.
+
+    Unlike `draw_split`, whose first choices are images that hold many classes, so that what is measured on this part
+    is about images like all the others. The last group that holds a class stays here too.
+    """
+    order, alone = _even_order(offsets, labels, groups, rng)
+    places = np.floor(np.arange(len(order) + 1) * fraction + rng.random()).astype(np.int64)
+    drawn = np.zeros(len(order), bool)
+    drawn[order] = np.diff(places) > 0
+    return np.asarray((drawn & ~alone)[groups])
+
+
+def draw_folds(offsets: IntArray, labels: IntArray, groups: IntArray, count: int, rng: np.random.Generator) -> IntArray:
+    """(n,) fold, from 0 to count - 1, of each image: whole groups, dealt out one by one, stratum after stratum."""
+    order, _ = _even_order(offsets, labels, groups, rng)
+    folds = np.empty(len(order), np.int64)
+    folds[order] = np.arange(len(order)) % count
+    return folds[groups]
+
+
+def _even_order(
+    offsets: IntArray, labels: IntArray, groups: IntArray, rng: np.random.Generator
+) -> tuple[IntArray, NDArray[np.bool_]]:
+    """Groups (m,) stratum after stratum, in random order within each; and (m,) whether one alone holds some class."""
+    group_offsets, group_labels = _by_group(offsets, labels, groups)
+    count = len(group_offsets) - 1
+    items, classes = _pairs(group_offsets, group_labels)
+    frequency = np.bincount(classes, minlength=int(labels.max(initial=-1)) + 1)
+    shuffled = rng.permutation(count)
+    strata = _strata(count, items, classes, frequency)
+    alone = np.zeros(count, bool)
+    alone[items[frequency[classes] == 1]] = True
+    return shuffled[np.argsort(strata[shuffled], kind="stable")], alone
+
+
+def _by_group(offsets: IntArray, labels: IntArray, groups: IntArray) -> tuple[IntArray, IntArray]:
+    """Offsets (m + 1,) and labels of groups, from those of their images."""
+    owner = np.repeat(groups, np.diff(offsets))
+    counts = np.bincount(owner, minlength=int(groups.max(initial=-1)) + 1)
+    return np.concatenate([[0], np.cumsum(counts)]), labels[np.argsort(owner, kind="stable")]

@@ -8,7 +8,7 @@ Legend: B images, K classes, R resamples, n test images.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from tutelage.config import DataConfig, LabelConfig
 from tutelage.data.index import Index
 from tutelage.models.model import Network
+from tutelage.stats.certificate import Sums
 from tutelage.types import Annotation, Batch, Prediction
 
 Columns = dict[str, Any]
@@ -120,6 +121,13 @@ class Task(Trainable, Protocol):
 
     def tally(self, judged: Sequence[Any]) -> Tally:
         """The same images, ready to be resampled."""
+        ...
+
+    def claims(self, predictions: Iterable[Prediction], index: Index, data: DataConfig, iou: float) -> list[Sums]:
+        """By class: pseudo-labels at or above every threshold, those of them that are right, and what there is to find.
+
+        Predictions are as labeling makes them; images stay in their order. `iou` is the least overlap of a right box.
+        """
         ...
 
     def tables(self, judged: Sequence[Any]) -> dict[str, Columns]:

@@ -5,7 +5,7 @@ Legend: B images, V views, N boxes with padding, A anchors, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
@@ -15,10 +15,14 @@ from torch import Tensor
 
 from tutelage.config import DataConfig, LabelConfig, ModelConfig, PostprocessConfig, RunConfig
 from tutelage.data.index import Index
+from tutelage.data.loader import shown_boxes
 from tutelage.models.model import DetectionOutputs, RetinaNet, build_detector
 from tutelage.ops.affine import boxes_to_original
 from tutelage.ops.anchors import anchors_on
 from tutelage.ops.boxes import encode
+from tutelage.stats.certificate import Sums
+from tutelage.tasks.claims import sums_of
+from tutelage.tasks.detection.claims import claimed_boxes, thresholds_from
 from tutelage.tasks.detection.losses import focal_sum, huber_sum
 from tutelage.tasks.detection.matching import match_anchors
 from tutelage.tasks.detection.measuring import DetectionTally, JudgedBoxes, box_tables, judge_boxes
@@ -140,6 +144,17 @@ class DetectionTask:
     def tables(self, judged: Sequence[JudgedBoxes]) -> dict[str, Columns]:
         """`truth` and `predictions`: one row a box."""
         return box_tables(judged)
+
+    def claims(self, predictions: Iterable[Prediction], index: Index, data: DataConfig, iou: float) -> list[Sums]:
+        """Boxes claimed and right by class; a right one overlaps a human box by at least `iou`, one to one."""
+        thresholds, num_classes = thresholds_from(self.postprocess.score_floor), len(self.class_names)
+        images = (
+            claimed_boxes(
+                one.boxes or Boxes.empty(), shown_boxes(index, one.image_id, data), thresholds, num_classes, iou
+            )
+            for one in predictions
+        )
+        return sums_of(images, thresholds, num_classes)
 
     def _candidates(
         self, model: RetinaNet, normalized: Tensor, valid: Tensor, label: LabelConfig, scale: float

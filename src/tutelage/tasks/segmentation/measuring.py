@@ -33,22 +33,27 @@ class JudgedMask:
 
 
 def judge_mask(prediction: Prediction, index: Index, data: DataConfig, num_classes: int) -> JudgedMask:
-    """A prediction beside the truth of its image.
+    """A prediction beside the truth of its image (`InputError`: see `true_mask`)."""
+    found = prediction.mask
+    assert found is not None, "segmentation predicts masks"
+    truth = true_mask(prediction.image_id, (found.shape[0], found.shape[1]), index, data)
+    counts = count_mask(truth, found, num_classes)
+    return JudgedMask(prediction.image_id, prediction.size, encode_png(truth), encode_png(found), counts)
+
+
+def true_mask(row: int, size: tuple[int, int], index: Index, data: DataConfig) -> Mask:
+    """The human mask of an image at the size (height, width) of a predicted one.
 
     Raises:
         InputError: the image has no mask, or one that cannot be read.
     """
-    found = prediction.mask
-    assert found is not None, "segmentation predicts masks"
-    truth = shown_mask(index, prediction.image_id, data)
+    truth = shown_mask(index, row, data)
     if truth is None:
         raise InputError(
-            f"{index.path(prediction.image_id)}: has no mask; images that are measured on need one. "
+            f"{index.path(row)}: has no mask; images that are measured on need one. "
             "Add it, or take the image out of the set."
         )
-    truth = resized_mask(truth, (found.shape[0], found.shape[1]))
-    counts = count_mask(truth, found, num_classes)
-    return JudgedMask(prediction.image_id, prediction.size, encode_png(truth), encode_png(found), counts)
+    return resized_mask(truth, size)
 
 
 def resized_mask(mask: Mask, size: tuple[int, int]) -> Mask:

@@ -5,7 +5,7 @@ Legend: B images, H x W canvas pixels, h x w cells of the logits, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
@@ -16,8 +16,11 @@ from torch import Tensor
 from tutelage.config import DataConfig, EvalConfig, LabelConfig, ModelConfig, RunConfig
 from tutelage.data.index import Index
 from tutelage.models.model import MASK_STRIDE, Segmenter, build_segmenter, canvas_stride
+from tutelage.stats.certificate import Sums
+from tutelage.tasks.claims import ImageClaims, sums_of
 from tutelage.tasks.metrics import Confusions
-from tutelage.tasks.segmentation.measuring import JudgedMask, judge_mask, mask_tables
+from tutelage.tasks.segmentation.claims import THRESHOLDS, claimed_pixels
+from tutelage.tasks.segmentation.measuring import JudgedMask, judge_mask, mask_tables, true_mask
 from tutelage.tasks.segmentation.pixels import Grid, classify
 from tutelage.tasks.task import Columns
 from tutelage.tasks.views import VIEWS, check_passes, map_from, rescaled, view_of
@@ -112,6 +115,20 @@ class SegmentationTask:
     def tables(self, judged: Sequence[JudgedMask]) -> dict[str, Columns]:
         """`truth` and `predictions`: a PNG an image."""
         return mask_tables(judged)
+
+    def claims(self, predictions: Iterable[Prediction], index: Index, data: DataConfig, iou: float) -> list[Sums]:
+        """Pixels claimed and right by class, at the size of the predicted masks; `iou` is of boxes alone.
+
+        The human mask is resized to the predicted one by nearest pixel, as when masks are measured.
+        """
+        images = (self._claims_of(one, index, data) for one in predictions)
+        return sums_of(images, THRESHOLDS, len(self.class_names))
+
+    def _claims_of(self, prediction: Prediction, index: Index, data: DataConfig) -> ImageClaims:
+        found, levels = prediction.mask, prediction.levels
+        assert found is not None and levels is not None, "segmentation predicts masks"
+        truth = true_mask(prediction.image_id, (found.shape[0], found.shape[1]), index, data)
+        return claimed_pixels(found, levels, truth, len(self.class_names))
 
     def _passes(self, model: Segmenter, batch: Batch, label: LabelConfig) -> list[Tensor]:
         """Logits (B, K, h, w) of every scale and view, in the frame of the identity, each over the whole canvas."""

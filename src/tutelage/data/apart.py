@@ -1,0 +1,74 @@
+"""Labeled images that pseudo-labels are certified on: a part set aside from every training, or folds of all of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tutelage.config import CertifyConfig
+from tutelage.data.index import Index
+from tutelage.data.splits import draw_folds, even_draw
+from tutelage.types import InputError
+
+DEFAULT_FRACTION, DEFAULT_FOLDS = 0.2, 5
+FEW = 10  # images; with fewer set aside nothing could be shown
+CERTIFY_STREAM = 4  # random numbers of its own, beside those of `data/sources.py`
+
+
+@dataclass(frozen=True)
+class Apart:
+    """The images of a certificate."""
+
+    images: Index
+    groups: NDArray[np.int64]  # (n,) numbers of images that belong together
+    folds: NDArray[np.int64] | None = None  # (n,) where teachers each leave a fold out; None: set aside from all
+    note: str = ""  # what was decided, as a sentence
+
+    @property
+    def certified(self) -> bool:
+        """Whether the certificate is of the very teacher that labels; else it is an estimate, of others like it."""
+        return self.folds is None
+
+
+def set_apart(labeled: Index, groups: NDArray[np.int64], certify: CertifyConfig, seed: int) -> tuple[Index, Apart]:
+    """What is left to train on, and the images to certify on.
+
+    Args:
+        labeled: the labeled images (n) after the check.
+        groups: (n,) numbers of images that belong together, which a split keeps together.
+        certify: where it asks for neither a fraction nor folds, a fifth is set aside, or five folds where that is few.
+        seed: of the split.
+
+    Raises:
+        InputError: there are too few images for that.
+    """
+    count = len(np.unique(groups))
+    fraction = certify.fraction or DEFAULT_FRACTION
+    few = not certify.fraction and round(fraction * count) < FEW
+    folds = certify.folds or (DEFAULT_FOLDS if few else 0)
+    rng = np.random.default_rng([seed, CERTIFY_STREAM])
+    offsets, labels = labeled.labels_per_image()
+    codes = np.unique(groups, return_inverse=True)[1].astype(np.int64)
+    if folds:
+        if folds > count:
+            raise InputError(
+                f"certify.folds={folds}: there are only {count} labeled images that do not belong together; at most "
+                "that many folds are allowed. Choose fewer, or label more images."
+            )
+        numbers = draw_folds(offsets, labels, codes, folds, rng)
+        return labeled, Apart(labeled, groups, numbers, _folds_note(folds, len(labeled), few and not certify.folds))
+    aside = even_draw(offsets, labels, codes, fraction, rng)
+    if not aside.any() or aside.all():
+        raise InputError(
+            f"certify.fraction={fraction}: sets {int(aside.sum())} of {len(labeled)} labeled images aside; some must be "
+            "set aside and some left to train on. Choose another fraction, certify.folds=5, or label more images."
+        )
+    note = f"Set aside to certify on: {int(aside.sum())} of {len(labeled)} labeled images, drawn with the seed."
+    return labeled.select(~aside), Apart(labeled.select(aside), groups[aside], None, note)
+
+
+def _folds_note(folds: int, images: int, chosen: bool) -> str:
+    why = " (too few labels to set a part aside)" if chosen else ""
+    return f"Precision is estimated with {folds} teachers that each leave out a {folds}th of {images} images{why}."
