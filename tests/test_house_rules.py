@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "tutelage"
 LAYERS = [
     {"types"},
-    {"config", "cores", "files", "ops", "stats"},
+    {"config", "cores", "files", "ops", "processes", "stats"},
     {"augment"},
     {"data"},
     {"models"},

@@ -290,14 +290,18 @@ def _run(verb: str, arguments: dict[str, Any]) -> None:
     """Calls the Python function of the same name; what a user can mend, or stopped, ends without a traceback."""
     import tutelage
     from tutelage.engine.runtime import Interrupted
+    from tutelage.files import mendable
 
     if "overrides" in arguments:
         arguments["overrides"] = tuple(arguments["overrides"] or ())
     try:
         with _terminations_interrupt():
             getattr(tutelage, verb)(**arguments)
-    except InputError as error:
-        print(f"tutelage: {error}", file=sys.stderr)
+    except (InputError, OSError) as error:
+        told = mendable(error) if isinstance(error, OSError) else error
+        if told is None:
+            raise
+        print(f"tutelage: {told}", file=sys.stderr)
         raise typer.Exit(2) from None
     except (Interrupted, KeyboardInterrupt) as stop:
         print(f"tutelage: {str(stop) or 'interrupted; the same command continues'}", file=sys.stderr)

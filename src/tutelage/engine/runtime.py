@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import pickle
 import signal
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
@@ -29,7 +28,10 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 
 from tutelage.config import RuntimeConfig
 from tutelage.cores import available_cores
-from tutelage.files import atomic
+from tutelage.data.loader import worker_death
+from tutelage.data.storage import cache_folder
+from tutelage.files import atomic, mendable, unfinished
+from tutelage.processes import end_with
 from tutelage.types import InputError
 
 P = ParamSpec("P")
@@ -146,8 +148,8 @@ def launch(
     call = Call(function, args, kwargs)
     if config.devices == 1:
         return cast(Result, fabric.launch(partial(_enter, config=config, call=call)))
-    with tempfile.TemporaryDirectory(prefix="tutelage-") as folder:
-        return cast(Result, _spawn(fabric, config, call, Path(folder)))
+    with unfinished(cache_folder().with_name("launches") / "results", folder=True) as folder:
+        return cast(Result, _spawn(fabric, config, call, folder))
 
 
 def resolve(config: RuntimeConfig, device: str) -> RuntimeConfig:
@@ -211,14 +213,20 @@ def _choose_device(config: RuntimeConfig) -> str:
 
 
 def _enter(fabric: Fabric, config: RuntimeConfig, call: Call) -> Any:
-    return call.function(Runtime(fabric, config), *call.args, **call.kwargs)
+    """What the function returns; faults of disks and loader processes become what a user is told of them."""
+    try:
+        return call.function(Runtime(fabric, config), *call.args, **call.kwargs)
+    except OSError as error:
+        raise mendable(error) or error from error
+    except RuntimeError as error:
+        raise worker_death(error) or error from error
 
 
 def _spawn(fabric: Fabric, config: RuntimeConfig, call: Call, folder: Path) -> Any:
     """Results and mendable errors travel through files: a queue's pipe would block on large ones."""
     with _signals_passed_to_children() as passed:
         try:
-            fabric.launch(partial(_enter_spawned, config=config, call=call, folder=folder))
+            fabric.launch(partial(_enter_spawned, parent=os.getpid(), config=config, call=call, folder=folder))
         except (ProcessRaisedException, ProcessExitedException):
             for path in folder.glob("error-*"):
                 raise pickle.loads(path.read_bytes()) from None
@@ -228,7 +236,8 @@ def _spawn(fabric: Fabric, config: RuntimeConfig, call: Call, folder: Path) -> A
     return pickle.loads((folder / "result").read_bytes())
 
 
-def _enter_spawned(fabric: Fabric, config: RuntimeConfig, call: Call, folder: Path) -> None:
+def _enter_spawned(fabric: Fabric, parent: int, config: RuntimeConfig, call: Call, folder: Path) -> None:
+    end_with(parent)
     try:
         result = _enter(fabric, config, call)
     except (InputError, Interrupted) as error:

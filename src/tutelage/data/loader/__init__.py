@@ -10,6 +10,7 @@ from tutelage.data.loader.streams import (
     evaluation_batches,
     train_batches,
     view_batches,
+    worker_death,
 )
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "shown_mask",
     "train_batches",
     "view_batches",
+    "worker_death",
 ]

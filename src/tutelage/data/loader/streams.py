@@ -6,6 +6,7 @@ Workers are forked where that is safe (they then share the index and the kept im
 from __future__ import annotations
 
 import atexit
+import os
 import signal
 import sys
 import weakref
@@ -42,6 +43,7 @@ from tutelage.data.loader.samples import (
     collate_evaluation,
     collate_training,
 )
+from tutelage.processes import end_with
 from tutelage.types import Annotation, Batch, Boxes, InputError, Skipped
 
 
@@ -235,7 +237,7 @@ def _loaded(
         num_workers=workers,
         collate_fn=collate_fn,
         pin_memory=pin,
-        worker_init_fn=_start_worker,
+        worker_init_fn=partial(_start_worker, os.getpid()),
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         generator=torch.Generator(),  # else it draws from the global one, and a continued training would differ
     )
@@ -253,7 +255,7 @@ def _iterate(loader: DataLoader[Any]) -> Generator[Any, None, None]:
                 raise batch
             yield batch
     except RuntimeError as error:
-        raise _explained(error) from error
+        raise worker_death(error) or error from error
     finally:
         del batches  # ends the workers now: a traceback that kept it would let later forks inherit it
 
@@ -264,17 +266,23 @@ def _close(reference: weakref.ref[Generator[Any, None, None]]) -> None:
         stream.close()
 
 
-def _start_worker(worker: int) -> None:
+def _start_worker(parent: int, worker: int) -> None:
+    end_with(parent)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group; the main process answers and ends workers
         signal.signal(number, signal.SIG_IGN)
 
 
-def _explained(error: RuntimeError) -> Exception:
+def worker_death(error: RuntimeError) -> InputError | None:
+    """What a user is told when a loader process was killed; None of other errors.
+
+    Torch raises it wherever the main process happens to be, mostly within a step.
+    """
     if "DataLoader worker" not in str(error):
-        return error
+        return None
     return InputError(
         f"loader: a worker process died ({' '.join(str(error).split())}), most often for want of memory. "
-        "Lower runtime.workers (0 loads without workers), runtime.cache_megabytes or the batch size."
+        "Lower runtime.workers (0 loads without workers), runtime.cache_megabytes or the batch size, then run the same "
+        "command: it continues."
     )
