@@ -91,6 +91,7 @@ class Sample:
     boxes: Boxes | None = None  # canvas pixels, of view 0
     mask: NDArray[np.uint8] | None = None  # (H, W) classes, IGNORE where there is none, of view 0
     label: int | None = None  # image class
+    passed_over: tuple[int, int] = (0, 0)  # unreadable images, and copies of held-out ones, in whose place it stands
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +129,7 @@ class Batch:
     boxes: PaddedBoxes | None = None
     masks: Tensor | None = None  # (B, H, W) uint8
     labels: Tensor | None = None  # (B,) int64
+    passed_over: Tensor | None = None  # (B, 2) int64, see `Sample`
 
     def __len__(self) -> int:
         return len(self.images)

@@ -58,8 +58,8 @@ def apply(
     return Warped(
         pixels=_on_canvas(warped, covered, plan.canvas),
         valid=plan.valid,
-        boxes=None if boxes is None else _warped_boxes(boxes, plan),
-        mask=None if mask is None else _warped_mask(mask, size, plan, covered),
+        boxes=None if boxes is None else warped_boxes(boxes, plan),
+        mask=None if mask is None else _warped_mask(mask, _from_resized(mask, size), plan, covered),
     )
 
 
@@ -158,8 +158,8 @@ def _on_canvas(pixels: Pixels, covered: Covered, canvas: Size) -> Pixels:
     return result
 
 
-def _warped_boxes(boxes: Boxes, plan: Plan) -> Boxes:
-    """Boxes around what of them is still shown; those that left are dropped.
+def warped_boxes(boxes: Boxes, plan: Plan) -> Boxes:
+    """Boxes around what of them is still shown on the plan's canvas; those that left are dropped.
 
     The original keeps boxes that were pushed out as thin ghosts on the border; here they are gone.
     """
@@ -168,9 +168,25 @@ def _warped_boxes(boxes: Boxes, plan: Plan) -> Boxes:
     return replace(boxes, xyxy=hulls, area=stretched).select(visible)
 
 
-def _warped_mask(mask: NDArray[np.uint8], size: Size, plan: Plan, covered: Covered) -> NDArray[np.uint8]:
+def warped_mask(mask: NDArray[np.uint8], to_original: Matrix, size: Size, plan: Plan) -> NDArray[np.uint8]:
+    """Classes (H, W) on the plan's canvas of a mask (h, w), say of another view of an original of `size`.
+
+    Args:
+        mask: classes of what its view shows; IGNORE is the answer for all else.
+        to_original: (3, 3) the mask's pixels -> the original's.
+        size: (height, width) of the original.
+        plan: drawn for the original.
+    """
+    return _warped_mask(mask, to_original, plan, _coverage(plan.matrix, size, plan.valid))
+
+
+def _from_resized(mask: NDArray[np.uint8], size: Size) -> Matrix:
+    """Pixels of a mask of the whole image -> those of the original of `size`."""
+    return affine.scaling(size[1] / mask.shape[1], size[0] / mask.shape[0])
+
+
+def _warped_mask(mask: NDArray[np.uint8], to_original: Matrix, plan: Plan, covered: Covered) -> NDArray[np.uint8]:
     """The class at the place that each pixel's center comes from; IGNORE wherever the picture shows fill."""
-    to_original = affine.scaling(size[1] / mask.shape[1], size[0] / mask.shape[0])
     back = affine.at_pixel_centers(affine.inverse(plan.matrix @ to_original))[:2]
     height, width = plan.valid
     flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP

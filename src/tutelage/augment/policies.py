@@ -75,6 +75,8 @@ JITTERED, GRAYED = 0.8, 0.2
 BLUR_SIGMAS = (0.1, 2.0)  # pixels
 GRAY = ColorOperation("Color", 0.0)
 
+WEAK_JITTER = (0.9, 1.0)  # never above 1: what a weak view does not show could not be labeled
+
 
 def draw_plan(config: AugmentConfig, rng: np.random.Generator, size: Size, canvas: Size, boxes: Boxes | None) -> Plan:
     """What a training image of `size` undergoes on its way to `canvas`.
@@ -100,6 +102,18 @@ def draw_plan(config: AugmentConfig, rng: np.random.Generator, size: Size, canva
         draft.geometry = affine.horizontal_flip(size[1]) @ draft.geometry
     placement, valid = _jittered_crop(size, canvas, config.jitter, rng)
     return draft.plan(placement, canvas, valid)
+
+
+def strong_plan(config: AugmentConfig, rng: np.random.Generator, size: Size, canvas: Size) -> Plan:
+    """The view that a student learns from while its teacher labels another: as `draw_plan`, its boxes not yet known."""
+    return draw_plan(config, rng, size, canvas, None)
+
+
+def weak_plan(config: AugmentConfig, rng: np.random.Generator, size: Size, canvas: Size) -> Plan:
+    """The view that is labeled meanwhile: the whole image, flipped as `config` allows, a little smaller than it fits."""
+    level = "none" if config.level == "none" else "s1"
+    weak = config.model_copy(update={"level": level, "jitter": WEAK_JITTER})
+    return draw_plan(weak, rng, size, canvas, None)
 
 
 def evaluation_plan(size: Size, canvas: Size) -> Plan:

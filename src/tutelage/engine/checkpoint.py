@@ -8,7 +8,7 @@ step.
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tutelage.engine.objectives import Objective
+from tutelage.engine.watch import TrainingWatch
 from tutelage.files import read_json, write_json
 from tutelage.models.tensors import save_tensors
 from tutelage.types import InputError
@@ -34,6 +35,7 @@ class State:
     ema: nn.Module | None
     step: int = 0  # finished steps
     seconds: float = 0.0  # spent on them, over all sessions
+    watch: TrainingWatch = field(default_factory=TrainingWatch)
 
 
 def save_checkpoint(folder: Path, run_hash: str, state: State) -> None:
@@ -46,7 +48,8 @@ def save_checkpoint(folder: Path, run_hash: str, state: State) -> None:
     place.mkdir(parents=True, exist_ok=True)
     name = f"step-{state.step:08d}.safetensors"
     save_tensors(place / name, _tensors(state))
-    write_json(place / RECORD, {"hash": run_hash, "step": state.step, "seconds": state.seconds, "tensors": name})
+    head = {"hash": run_hash, "step": state.step, "seconds": state.seconds, "tensors": name}
+    write_json(place / RECORD, {**head, "watch": state.watch.as_dict()})
     for old in place.glob("step-*.safetensors"):
         if old.name != name:
             old.unlink()
@@ -75,6 +78,7 @@ def load_checkpoint(folder: Path, run_hash: str, state: State) -> bool:
     except RuntimeError as error:
         raise InputError(f"{place}: {_one_line(error)}. Start anew with --overwrite.") from None
     state.step, state.seconds = record["step"], record["seconds"]
+    state.watch = TrainingWatch.from_dict(record["watch"])
     return True
 
 

@@ -26,6 +26,7 @@ from tutelage.engine.optim import averaged_copy, build_optimizer, lr_at, set_lr,
 from tutelage.engine.progress import Progress, TrainingLog, last_losses
 from tutelage.engine.recompute import recomputed_activations
 from tutelage.engine.runtime import Interrupted, Runtime
+from tutelage.engine.watch import Alarm, Guard, stop_if_lost
 from tutelage.models.backbones import to_sync_batchnorm
 from tutelage.types import Batch, InputError
 
@@ -58,6 +59,7 @@ class Training:
     round: int
     validate: Callable[[nn.Module, Runtime], Mapping[str, float]] | None = None  # every process calls it
     validate_steps: tuple[int, ...] = ()  # finished steps after which it is called
+    guard: Guard = "warn"  # what happens when the watch finds it lost
 
     @property
     def batch_sizes(self) -> dict[str, int]:
@@ -76,6 +78,7 @@ class TrainResult:
     images_per_second: float  # of this session, all streams
     log: Path
     resumed_from: int  # steps that an earlier session did
+    alarms: tuple[Alarm, ...] = ()  # of the watch, the first one of each cause
 
     def as_dict(self) -> dict[str, Any]:
         """What the stage's record says of it."""
@@ -87,6 +90,7 @@ class TrainResult:
             "images_per_second": round(self.images_per_second, 2),
             "parameters": sum(weight.numel() for weight in self.model.parameters()),
             "resumed_from": self.resumed_from,
+            "warnings": [alarm.as_dict() for alarm in self.alarms],
         }
 
 
@@ -94,7 +98,8 @@ def train(training: Training, runtime: Runtime) -> TrainResult:
     """Trains to the end, from the folder's checkpoint if there is one.
 
     Raises:
-        InputError: a loss is not finite, the disk is full, or the checkpoint is of another run.
+        InputError: a loss is not finite, the disk is full, the checkpoint is of another run, or the training is lost
+            and the guard is to stop it; its checkpoint is written then.
         Interrupted: SIGINT or SIGTERM came; the step was finished and a checkpoint written.
     """
     config, num_steps = training.config, training.num_steps
@@ -120,16 +125,21 @@ def train(training: Training, runtime: Runtime) -> TrainResult:
             if state.ema is not None:
                 update_average(state.ema, state.objective.model, config.ema_decay, step)
             state.step = step + 1
-            meter.add({**state.objective.report(sums, counts), "gradient_norm": norm})
+            figures = state.objective.report(sums, counts)
+            meter.add({**figures, "gradient_norm": norm})
+            state.watch.begin(figures["loss"])
             state.objective.update(sums, counts)
 
             progress.advance()
-            if state.step % runtime.config.log_every == 0 or state.step == num_steps:
+            logged = state.step % runtime.config.log_every == 0 or state.step == num_steps
+            if logged:
                 log.write(state.step, meter.read())
                 progress.note(describe(meter.figures))
                 progress.warn(state.objective.warning(meter.figures))
             if training.validate is not None and state.step in training.validate_steps:
                 log.write(state.step, _validate(training.validate, state, runtime))
+            if logged:
+                _heed(state.watch.look(meter.figures, config), training, state, meter, progress, runtime)
             if state.step % ask_every == 0 and _asked_to_stop(stop, runtime):
                 break
             if meter.seconds_unsaved() > runtime.config.checkpoint_seconds:
@@ -149,6 +159,7 @@ def train(training: Training, runtime: Runtime) -> TrainResult:
         images_per_second=meter.images_per_second(),
         log=log.path,
         resumed_from=first,
+        alarms=tuple(state.watch.alarms.values()),
     )
 
 
@@ -248,6 +259,18 @@ def _validate(
     figures = validate(state.objective.model.eval(), runtime)
     state.objective.model.train()
     return figures
+
+
+def _heed(
+    alarms: Sequence[Alarm], training: Training, state: State, meter: Meter, progress: Progress, runtime: Runtime
+) -> None:
+    """Says what is wrong; a training that is lost ends here if the guard is to stop it, its checkpoint written."""
+    for alarm in alarms:
+        progress.warn(alarm.text, alarm.cause)
+    if training.guard == "stop" and any(alarm.lost for alarm in alarms):
+        _save(training, state, meter, runtime)
+        runtime.barrier()  # the first process to end takes the others with it
+        stop_if_lost(training.name, alarms, training.guard)
 
 
 def _asked_to_stop(stop: StopSignals, runtime: Runtime) -> bool:

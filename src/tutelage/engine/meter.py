@@ -68,10 +68,13 @@ class Meter:
         streams = sorted({name.split("_")[0] for name in bad} - {"loss", "gradient", "ratio"})
         what = f"the loss of the {' and the '.join(streams)} stream" if streams else f"the {bad[0].replace('_', ' ')}"
         at = f"step {self._state.step}" if self._steps == 1 else f"the {self._steps} steps to {self._state.step}"
+        start = self._state.watch.began_at()
+        diverged = "" if start is None else f"; it began with a loss of {start:.4g} and diverges"
         raise InputError(
             f"{self._name}, {at}: {what} is not finite "
-            f"({', '.join(f'{name} {value:.4g}' for name, value in means.items())}). Lower train.lr (this step's rate: "
-            f"{self._state.optimizer.param_groups[0]['lr']:.4g}), set train.clip_norm, or runtime.precision=float32."
+            f"({', '.join(f'{name} {value:.4g}' for name, value in means.items())}){diverged}. Lower train.lr (this "
+            f"step's rate: {self._state.optimizer.param_groups[0]['lr']:.4g}), set train.clip_norm, or "
+            "runtime.precision=float32."
         )
 
     def seconds(self) -> float:

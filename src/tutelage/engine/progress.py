@@ -47,7 +47,7 @@ class Progress:
         self._shown = shown
         self._console = console or Console(stderr=True, highlight=False, soft_wrap=True)
         self._note = ""
-        self._warned = False
+        self._warned: set[str] = set()
         self._started = self._last_line = time.monotonic()
         self._bar: RichProgress | None = None
         self._task = TaskID(0)
@@ -85,13 +85,13 @@ class Progress:
         elif self.done < self.total:
             self._print_line()
 
-    def warn(self, text: str | None) -> None:
-        """Says what is wrong, if anything: the first time, since it mostly stays wrong."""
-        if text and self._shown and not self._warned:
+    def warn(self, text: str | None, cause: str = "") -> None:
+        """Says what is wrong, if anything: the first time for each cause, since it mostly stays wrong."""
+        if text and self._shown and cause not in self._warned:
             self._console.print(
                 f"{self.name}, {self.done}/{self.total} {self.unit}: {text}", style="yellow", markup=False
             )
-            self._warned = True
+            self._warned.add(cause)
 
     def remaining_seconds(self) -> float:
         """At the speed so far."""

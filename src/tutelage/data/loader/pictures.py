@@ -10,6 +10,7 @@ import mmap
 import multiprocessing
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -77,15 +78,13 @@ class Pictures:
             cache_megabytes: sets that fit decoded are kept, shared by forked workers; 0 keeps none.
             mask_size: (height, width) that masks have at most, or else that of their image; None if none are wanted.
 
-        Raises:
-            InputError: the header of an image of a small set cannot be read.
         """
         self.index = index
         self.data = data
         self._infos = _infos_if_small(index, cache_megabytes * 2**20, mask_size)
         self._memory = self._mask_memory = None
         if self._infos:
-            shapes = _shapes([info.shown_size for info in self._infos])
+            shapes = _shapes([info.shown_size if info else (0, 0) for info in self._infos])
             self._memory = DecodedMemory(shapes, PIXEL)
             self._mask_memory = mask_size and DecodedMemory(np.maximum(shapes[:, :1], mask_size), ())
 
@@ -93,8 +92,13 @@ class Pictures:
         return {**self.__dict__, "_memory": None, "_mask_memory": None}  # a spawned process cannot see it: it decodes
 
     def info(self, row: int) -> ImageInfo:
-        """What the header of an image says."""
-        return self._infos[row] if self._infos else probe(self.index.path(row))
+        """What the header of an image says.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        known = self._infos[row] if self._infos else None
+        return known or probe(self.index.path(row))
 
     def pixels(self, row: int, needed_scale: float) -> NDArray[np.uint8]:
         """(h', w', 3) RGB, reduced where `needed_scale` allows it; not to be written to."""
@@ -121,17 +125,28 @@ class Pictures:
         return mask
 
 
-def _infos_if_small(index: Index, budget: int, mask_size: tuple[int, int] | None) -> list[ImageInfo]:
-    """Headers of all images if they fit decoded into `budget` bytes, else none; stops at the first that does not."""
-    infos = []
+def _infos_if_small(index: Index, budget: int, mask_size: tuple[int, int] | None) -> list[ImageInfo | None]:
+    """Headers of all images if they fit decoded into `budget` bytes, else none; stops at the first that does not.
+
+    None stands for a header that cannot be read, which is said once its image is asked for.
+    """
+    infos: list[ImageInfo | None] = []
     for row in range(len(index) if budget else 0):
-        infos.append(probe(index.path(row)))
-        (shapes,) = _shapes([infos[-1].shown_size])
+        info = _probed(index.path(row))
+        infos.append(info)
+        (shapes,) = _shapes([info.shown_size if info else (0, 0)])
         budget -= PIXEL[0] * int(shapes.prod(-1).sum())
         budget -= 0 if mask_size is None else int(np.maximum(shapes[0], mask_size).prod())
         if budget < 0:
             return []
     return infos
+
+
+def _probed(path: Path) -> ImageInfo | None:
+    try:
+        return probe(path)
+    except InputError:
+        return None
 
 
 def _shapes(sizes: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
@@ -158,7 +173,7 @@ class DecodedMemory:
         self._channels = channels
         self._sizes = shapes.prod(-1) * math.prod(channels)  # (n, levels) bytes
         self._starts = self._sizes.cumsum().reshape(self._sizes.shape) - self._sizes
-        self._bytes = np.frombuffer(mmap.mmap(-1, int(self._sizes.sum())), np.uint8)
+        self._bytes = np.frombuffer(mmap.mmap(-1, max(1, int(self._sizes.sum()))), np.uint8)
         filled = mmap.mmap(-1, shapes.size * 4)
         self._filled = np.frombuffer(filled, np.int32).reshape(shapes.shape)  # (n, levels, 2) h', w'; 0: empty
         self._lock = multiprocessing.Lock()

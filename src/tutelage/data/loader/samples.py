@@ -6,7 +6,7 @@ Legend: B images, V views, N boxes, H x W canvas.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -16,12 +16,16 @@ from numpy.typing import NDArray
 
 from tutelage.augment.apply import apply
 from tutelage.augment.plan import Plan
+from tutelage.data.duplicates import HashBook
 from tutelage.data.loader.order import Key
 from tutelage.data.loader.pictures import Pictures, shown_boxes
 from tutelage.types import Batch, Boxes, InputError, PaddedBoxes, Sample, Skipped
 
 BUCKET = 8
 """Boxes are padded to multiples of this, so that few shapes reach a compiled step."""
+
+MOST_IN_A_ROW = 1000
+"""Images of a pool that may follow each other and be of no use."""
 
 Size = tuple[int, int]
 Targets = Literal["boxes", "masks", "label", "none"]
@@ -34,10 +38,9 @@ class TrainSamples:
     """Augmented samples by (epoch, row). What a user can mend is returned, not raised: torch would wrap it."""
 
     pictures: Pictures
-    draw_plan: DrawPlan
+    draw_plans: Sequence[DrawPlan]  # one a view, drawn from one after the other
     rng_of: Callable[[int, int], np.random.Generator]  # (epoch, row)
     targets: Targets
-    views: int = 1  # plans drawn for an image, one after the other
 
     def __getitem__(self, key: Key) -> Sample | InputError:
         try:
@@ -46,8 +49,50 @@ class TrainSamples:
         except InputError as error:
             return error
 
+    def __len__(self) -> int:
+        return len(self.pictures.index)
+
     def _plans(self, rng: np.random.Generator, size: Size, boxes: Boxes | None) -> list[Plan]:
-        return [self.draw_plan(rng, size, boxes) for _ in range(self.views)]
+        return [draw_plan(rng, size, boxes) for draw_plan in self.draw_plans]
+
+
+@dataclass(frozen=True)
+class PoolSamples:
+    """Two views of a pool's images by (epoch, row), the second of them weak.
+
+    An image that cannot be read, or that shows what is held out, gives its place to the next one that can be used,
+    which says so: what is trained on follows from the key alone.
+    """
+
+    samples: TrainSamples
+    held_out: HashBook | None
+
+    def __getitem__(self, key: Key) -> Sample | InputError:
+        epoch, row = key
+        total, unreadable, copies = len(self), 0, 0
+        for place in range(row, row + min(total, MOST_IN_A_ROW)):
+            sample = self.samples[epoch, place % total]
+            if isinstance(sample, InputError):
+                unreadable += 1
+            elif self.held_out is not None and self.held_out.contains(_whole_picture(sample)):
+                copies += 1
+            else:
+                return replace(sample, passed_over=(unreadable, copies))
+        return InputError(
+            f"--unlabeled: of {unreadable + copies} images that follow each other, from "
+            f"{self.samples.pictures.index.path(row)} on, {unreadable} cannot be read and {copies} are also in the test "
+            "set or selection split; none can be trained on. Look through the pool with tutelage check."
+        )
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+
+def _whole_picture(sample: Sample) -> NDArray[np.uint8]:
+    """The image (h, w, 3) as its weak view shows it, unflipped: that one is neither cropped nor changed in color."""
+    height, width = sample.valid[1]
+    picture = sample.images[1, :height, :width]
+    return picture[:, ::-1] if sample.matrix[1, 0, 0] < 0 else picture
 
 
 @dataclass(frozen=True)
@@ -94,15 +139,17 @@ def collate(samples: Sequence[Sample]) -> Batch:
     labels = [sample.label for sample in samples if sample.label is not None]
     boxes = [sample.boxes for sample in samples if sample.boxes is not None]
     masks = [sample.mask for sample in samples if sample.mask is not None]
+    passed_over = [sample.passed_over for sample in samples]
     return Batch(
         images=_stacked([sample.images for sample in samples]).permute(0, 1, 4, 2, 3),
         matrix=_stacked([sample.matrix for sample in samples]),
         valid=_stacked([sample.valid for sample in samples]),
         image_ids=torch.tensor([sample.image_id for sample in samples]),
         sizes=torch.tensor([sample.size for sample in samples]),
-        boxes=_padded(boxes) if boxes else None,
+        boxes=padded_boxes(boxes) if boxes else None,
         masks=_stacked(masks) if masks else None,
         labels=torch.tensor(labels) if labels else None,
+        passed_over=torch.tensor(passed_over),
     )
 
 
@@ -110,7 +157,8 @@ def _stacked(arrays: Sequence[NDArray[np.generic]]) -> torch.Tensor:
     return torch.from_numpy(np.stack(arrays))
 
 
-def _padded(rows: Sequence[Boxes]) -> PaddedBoxes:
+def padded_boxes(rows: Sequence[Boxes]) -> PaddedBoxes:
+    """The boxes of each image of a batch, padded to one count, a multiple of `BUCKET`."""
     width = max(BUCKET, -(-max(map(len, rows)) // BUCKET) * BUCKET)
 
     def pad(name: str) -> torch.Tensor:

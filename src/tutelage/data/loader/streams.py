@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import weakref
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypedDict, Unpack
@@ -28,8 +28,11 @@ from tutelage.augment.policies import (
     draw_plan,
     evaluation_plan,
     simclr_plan,
+    strong_plan,
+    weak_plan,
 )
 from tutelage.config import AugmentConfig, ClassifiedConfig, DataConfig, PretrainConfig
+from tutelage.data.duplicates import HashBook
 from tutelage.data.index import Index
 from tutelage.data.loader.order import Order, sample_rng
 from tutelage.data.loader.pictures import Pictures
@@ -37,6 +40,7 @@ from tutelage.data.loader.samples import (
     DrawPlan,
     EvaluationSamples,
     FixedPlan,
+    PoolSamples,
     Size,
     Targets,
     TrainSamples,
@@ -84,21 +88,70 @@ def train_batches(
     mask_size = (
         canvas if annotation == "masks" else None
     )  # pseudo-masks are as large as that, human ones as their image
-    return _train_stream(index, data, partial(_task_plan, augment, canvas), annotation, mask_size, **options)
+    samples = _train_samples(index, data, [partial(_task_plan, augment, canvas)], annotation, mask_size, options)
+    return _train_stream(samples, **options)
+
+
+def labeled_pair_batches(
+    index: Index,
+    *,
+    data: DataConfig,
+    canvas: Size,
+    augment: AugmentConfig,
+    annotation: Annotation,
+    **options: Unpack[StreamOptions],
+) -> Iterator[list[Batch]]:
+    """The same in two views (B, 2, 3, H, W): the strong one, which boxes or masks are of, and a weak one."""
+    mask_size = canvas if annotation == "masks" else None
+    return _train_stream(
+        _train_samples(index, data, _pair_of_plans(augment, canvas), annotation, mask_size, options), **options
+    )
+
+
+def pool_pair_batches(
+    index: Index,
+    *,
+    data: DataConfig,
+    canvas: Size,
+    augment: AugmentConfig,
+    annotation: Annotation | None,
+    held_out: HashBook | None,
+    **options: Unpack[StreamOptions],
+) -> Iterator[list[Batch]]:
+    """The same two views of a pool, whose images that are of no use give their places to others (`PoolSamples`).
+
+    Args:
+        index: the pool.
+        data: how it is decoded.
+        canvas: (height, width).
+        augment: of the strong view.
+        annotation: the pool's own labels where they shall be the targets; None gives no targets.
+        held_out: what must not be trained on.
+        options: what the training loop tells every stream.
+
+    Raises:
+        InputError: as `train_batches`; while iterating, that no image of a long row can be used.
+    """
+    mask_size = canvas if annotation == "masks" else None
+    plans = _pair_of_plans(augment, canvas)
+    samples = _train_samples(index, data, plans, annotation or "none", mask_size, options)
+    return _train_stream(PoolSamples(samples, held_out), **options)
 
 
 def classification_batches(
     index: Index, *, data: DataConfig, pretrain: ClassifiedConfig, **options: Unpack[StreamOptions]
 ) -> Iterator[list[Batch]]:
     """The same of a set of classified images, with `Batch.labels`."""
-    return _train_stream(index, data, partial(_classification_plan, pretrain), "label", None, **options)
+    samples = _train_samples(index, data, [partial(_classification_plan, pretrain)], "label", None, options)
+    return _train_stream(samples, **options)
 
 
 def view_batches(
     index: Index, *, data: DataConfig, pretrain: PretrainConfig, **options: Unpack[StreamOptions]
 ) -> Iterator[list[Batch]]:
     """The same of images without labels: two of SimCLR's views of each, (B, 2, 3, S, S), no targets."""
-    return _train_stream(index, data, partial(_simclr_plan, pretrain), "none", None, views=2, **options)
+    samples = _train_samples(index, data, [partial(_simclr_plan, pretrain)] * 2, "none", None, options)
+    return _train_stream(samples, **options)
 
 
 def evaluation_batches(
@@ -167,6 +220,22 @@ def _task_plan(augment: AugmentConfig, canvas: Size, rng: np.random.Generator, s
     return draw_plan(augment, rng, size, canvas, boxes)
 
 
+def _pair_of_plans(augment: AugmentConfig, canvas: Size) -> list[DrawPlan]:
+    """Of the strong and of the weak view: neither knows the boxes, which in a pool are yet to be found."""
+    return [partial(_unboxed_plan, draw, augment, canvas) for draw in (strong_plan, weak_plan)]
+
+
+def _unboxed_plan(
+    draw: Callable[[AugmentConfig, np.random.Generator, Size, Size], Plan],
+    augment: AugmentConfig,
+    canvas: Size,
+    rng: np.random.Generator,
+    size: Size,
+    boxes: Boxes | None,
+) -> Plan:
+    return draw(augment, rng, size, canvas)
+
+
 def _classification_plan(pretrain: ClassifiedConfig, rng: np.random.Generator, size: Size, boxes: Boxes | None) -> Plan:
     return classification_plan(pretrain, rng, size)
 
@@ -179,22 +248,23 @@ def _evaluation_plan(canvas: Size, size: Size) -> Plan:
     return evaluation_plan(size, canvas)
 
 
-def _train_stream(
+def _train_samples(
     index: Index,
     data: DataConfig,
-    draw_plan: DrawPlan,
+    draw_plans: Sequence[DrawPlan],
     targets: Targets,
     mask_size: Size | None,
-    views: int = 1,
-    **options: Unpack[StreamOptions],
-) -> Iterator[list[Batch]]:
+    options: StreamOptions,
+) -> TrainSamples:
     if not len(index):
         raise InputError(f"stream {options['stream']!r}: there are no images in it. Give data that has some.")
-    order = Order(**{name: options[name] for name in Order.__dataclass_fields__})  # type: ignore[literal-required]
     rng_of = partial(sample_rng, options["seed"], options["round"], options["stream"])
-    pictures = Pictures(index, data, options["cache_megabytes"], mask_size)
-    samples = TrainSamples(pictures, draw_plan, rng_of, targets, views)
-    keys = order.micro_batch_keys(len(index))
+    return TrainSamples(Pictures(index, data, options["cache_megabytes"], mask_size), draw_plans, rng_of, targets)
+
+
+def _train_stream(samples: TrainSamples | PoolSamples, **options: Unpack[StreamOptions]) -> Iterator[list[Batch]]:
+    order = Order(**{name: options[name] for name in Order.__dataclass_fields__})  # type: ignore[literal-required]
+    keys = order.micro_batch_keys(len(samples))
     batches = _loaded(samples, keys, collate_training, options["workers"], pin=options["pin"])
     return _grouped(batches, options["micro_batches"])
 

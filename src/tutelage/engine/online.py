@@ -1,0 +1,123 @@
+"""A teacher that learns on: the student's running average labels the second stream at every step.
+
+The second stream comes in two views of each image. The teacher, in evaluation mode and outside the wrapper, looks at
+the weak ones of all micro-batches before the first forward pass; what it sees there is carried over to the strong
+ones, which the student learns from (arXiv:2102.09480, sec. 3.2; arXiv:2001.07685 for the two views).
+
+Legend: B images, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tutelage.config import LabelConfig, PseudoConfig, StudentConfig
+from tutelage.data.pseudo import score_limits
+from tutelage.data.pseudo.carrying import carried, weak_views
+from tutelage.engine.objectives import Student, Sums
+from tutelage.tasks.task import Targets, Task
+from tutelage.types import Batch
+
+ONE_PASS = LabelConfig()  # one look, pixels at the size of the network
+
+
+class Labeled(NamedTuple):
+    """A batch with the targets that it is trained on."""
+
+    batch: Batch
+    targets: Targets
+
+    @property
+    def num_positives(self) -> Tensor:
+        """As the targets have it, ()."""
+        return self.targets.num_positives
+
+
+class OnlineStudent(Student):
+    """A student whose second stream is labeled as training goes; its loss is that of `Student`.
+
+    In the control (`second_stream` labeled) and in the upper reference (hidden) the teacher looks at the same number of
+    images, and people's labels of the strong views are the targets. During the burn-in the second stream passes the
+    network, so that batch-norm sees what it will see, but neither its loss nor the running averages count.
+    """
+
+    needs_ema = True
+    task: Task
+    steps: Tensor  # () finished ones
+    drawn: Tensor  # (3,) images of the second stream so far; unreadable ones and copies of held-out ones passed over
+
+    def __init__(self, task: Task, model: nn.Module, config: StudentConfig, pseudo: PseudoConfig) -> None:
+        super().__init__(task, model, config)
+        self.uses_teacher = config.second_stream == "pool"
+        self.burn_in = config.online.burn_in
+        self.pseudo = pseudo
+        self.limits = score_limits(pseudo, task.class_names)
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("drawn", torch.zeros(3, dtype=torch.int64))
+
+    @torch.no_grad()
+    def prepare(self, batches: Mapping[str, Batch], ema: nn.Module | None = None) -> dict[str, Any]:
+        """Human targets of the labeled stream; of the second one its batch, labeled by the teacher or by people."""
+        second = batches["second"]
+        predictions = self.task.predict(ema, weak_views(second), ONE_PASS)
+        if self.uses_teacher:
+            second = carried(predictions, second, self.task.annotation, self.limits, self.pseudo)
+        return {
+            "labeled": self.task.assign(batches["labeled"], self.ignored),
+            "second": Labeled(second, self.task.assign(second, self.ignored)),
+        }
+
+    def counts(self, targets: Mapping[str, Any]) -> Tensor:
+        """Positives of both streams, then images of the second one and those passed over, (5,)."""
+        positives = super().counts(targets)
+        batch = targets["second"].batch
+        passed_over = batch.passed_over.sum(0) if batch.passed_over is not None else positives.new_zeros(2)
+        return torch.cat([positives, positives.new_tensor([len(batch)]), passed_over.to(positives)])
+
+    def pass_streams(self, streams: Sequence[str], batches: Mapping[str, Batch], targets: Mapping[str, Any]) -> Sums:
+        """As `Student`, the second stream with the labels of `prepare`."""
+        second: Labeled = targets["second"]
+        return super().pass_streams(
+            streams, {**batches, "second": second.batch}, {**targets, "second": second.targets}
+        )
+
+    def stream_losses(self, sums: Sums, counts: Tensor) -> Tensor:
+        """Both streams' losses, (2,)."""
+        return super().stream_losses(sums, counts[:2])
+
+    def total(self, sums: Sums, counts: Tensor) -> Tensor:
+        """Both losses joined; during the burn-in the labeled one alone."""
+        human = self.stream_losses(sums, counts)[0]
+        return torch.where(self.steps < self.burn_in, human, super().total(sums, counts))
+
+    def entering(self, counts: Tensor) -> Tensor:
+        """As `Student`; none during the burn-in."""
+        return super().entering(counts) * (self.steps >= self.burn_in)
+
+    @torch.no_grad()
+    def update(self, sums: Sums, counts: Tensor) -> None:
+        """Moves the averages, and counts steps and images."""
+        super().update(sums, counts)
+        self.steps += 1
+        self.drawn += counts[2:].to(self.drawn)
+
+    def report(self, sums: Sums, counts: Tensor) -> dict[str, Tensor]:
+        """As `Student`, and the second stream's positives of the step."""
+        return {**super().report(sums, counts[:2]), "second_positives": counts[1]}
+
+    def record(self) -> dict[str, Any]:
+        """How many images the second stream drew, and in whose places others were taken."""
+        images, unreadable, copies = self.drawn.tolist()
+        return {"second_stream": {"images": images, "skipped": unreadable, "leaks": copies}}
+
+
+def teacher_decay(largest: float, step: int) -> float:
+    """The teacher's decay after `step` (from 0): min(largest, 1 - 10 / steps), over the last tenth of the steps so far.
+
+    In the first ten steps the teacher is the student itself.
+    """
+    return max(0.0, min(largest, 1 - 10 / (step + 1)))

@@ -1,0 +1,141 @@
+"""The watch over a training: what tells early that it goes wrong, from the figures of its log.
+
+It looks when a line of the log is written, at figures that are read then anyway; a step costs nothing more.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor
+
+from tutelage.config import TrainConfig
+from tutelage.types import InputError
+
+Guard = Literal["warn", "stop"]
+
+DIVERGED = 10.0  # times its start that a loss reaches only when the weights have left every sensible place
+LEAST_DIVERGED = 1.0  # about what an untrained network has: below it, nothing is lost
+RATIO = (0.05, 10.0)  # of the losses' averages, human over pseudo-labels; healthy runs stay between 0.2 and 3
+STEEP = 10.0  # times the median of the lines before that a gradient's norm is out of hand
+LINES_KNOWN = 5  # lines of the log that make a median, or a habit
+LINES_KEPT = 50
+CLIPPED = 2.0  # times train.clip_norm: on average half of each step is cut away
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """Something that is going wrong: said once for each cause."""
+
+    cause: str
+    text: str  # what was found, with the numbers, and what to do
+    lost: bool = False  # nothing good can come of the run
+
+    def as_dict(self) -> dict[str, Any]:
+        """For records."""
+        return {"cause": self.cause, "text": self.text, "lost": self.lost}
+
+
+def stop_if_lost(name: str, alarms: Iterable[Alarm], guard: Guard) -> None:
+    """Ends what is lost, where the guard is to.
+
+    Raises:
+        InputError: one of the alarms says that the run is lost, and `guard` is `stop`.
+    """
+    lost = [alarm.text for alarm in alarms if alarm.lost]
+    if lost and guard == "stop":
+        raise InputError(
+            f"{name}: {' '.join(lost)} guard=stop ends the run here; what was made is kept. "
+            "The same command with guard=warn goes on."
+        )
+
+
+@dataclass
+class TrainingWatch:
+    """What is remembered of a training between lines of its log; in its checkpoints too."""
+
+    start: Tensor | None = None  # loss of the first step, (), on the device
+    norms: list[float] = field(default_factory=list)  # of the gradient, in the last lines
+    clipped: int = 0  # lines in a row, up to the last one
+    alarms: dict[str, Alarm] = field(default_factory=dict)  # the first one of each cause
+
+    def begin(self, loss: Tensor) -> None:
+        """Takes in the loss of a step, of which only the first counts."""
+        if self.start is None:
+            self.start = loss.detach()
+
+    def began_at(self) -> float | None:
+        """The loss of the first step, if it had one; waits for the device."""
+        start = 0.0 if self.start is None else self.start.item()
+        return start if 0 < start < math.inf else None
+
+    def look(self, figures: Mapping[str, float], config: TrainConfig) -> list[Alarm]:
+        """What is wrong by a line of the log."""
+        found = [*self._divergence(figures), *self._balance(figures), *self._gradient(figures, config)]
+        self.alarms = {**{alarm.cause: alarm for alarm in found}, **self.alarms}
+        self.norms = [*self.norms, figures["gradient_norm"]][-LINES_KEPT:]
+        return found
+
+    def as_dict(self) -> dict[str, Any]:
+        """For checkpoints."""
+        alarms = [alarm.as_dict() for alarm in self.alarms.values()]
+        return {"start": self.began_at(), "norms": self.norms, "clipped": self.clipped, "alarms": alarms}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Self:
+        """Of a checkpoint."""
+        alarms = {one["cause"]: Alarm(**one) for one in plain["alarms"]}
+        start = None if plain["start"] is None else torch.tensor(plain["start"])
+        return cls(start, list(plain["norms"]), plain["clipped"], alarms)
+
+    def _divergence(self, figures: Mapping[str, float]) -> Iterator[Alarm]:
+        start, loss, rate = self.began_at(), figures["loss"], figures["lr"]
+        if start is None:
+            self.start = None  # a batch without labels: the next step's counts
+        elif loss > max(DIVERGED * start, LEAST_DIVERGED):
+            yield Alarm(
+                "divergence",
+                f"the loss is {loss:.3g} and began at {start:.3g}: the training diverges. Lower train.lr (now "
+                f"{rate:.3g}), raise train.warmup_steps, or set train.clip_norm.",
+                lost=True,
+            )
+
+    def _balance(self, figures: Mapping[str, float]) -> Iterator[Alarm]:
+        ratio = figures.get("ratio", 1.0)
+        if ratio > RATIO[1]:
+            yield Alarm(
+                "contradiction",
+                f"human labels cost {ratio:.3g} times the loss of the pseudo-labels: the teacher says something else "
+                "than people do. Compare its class names with those of the labels, and look at some pseudo-labels "
+                "before trusting them.",
+            )
+        elif ratio < RATIO[0]:
+            yield Alarm(
+                "misfit",
+                f"pseudo-labels cost {1 / ratio:.3g} times the loss of the human labels: they do not fit together. "
+                "Raise pseudo.score_threshold, train the teacher longer, or see whether the pool shows what the "
+                "labeled images show.",
+            )
+
+    def _gradient(self, figures: Mapping[str, float], config: TrainConfig) -> Iterator[Alarm]:
+        norm = figures["gradient_norm"]
+        self.clipped = self.clipped + 1 if 0 < CLIPPED * config.clip_norm < norm else 0
+        usual = median(self.norms) if len(self.norms) >= LINES_KNOWN else norm
+        if norm > STEEP * usual > 0:
+            yield Alarm(
+                "gradient",
+                f"the gradient's norm is {norm:.3g} and was {usual:.3g} until now: the training is about to diverge. "
+                f"Lower train.lr (now {figures['lr']:.3g}) or set train.clip_norm={2 * usual:.2g}.",
+            )
+        if self.clipped >= LINES_KNOWN:
+            yield Alarm(
+                "clipping",
+                f"the gradient's norm is {norm:.3g} and is cut to train.clip_norm={config.clip_norm:g} at nearly every "
+                f"step: the steps no longer follow the rate {figures['lr']:.3g}. Lower train.lr, or raise "
+                "train.clip_norm.",
+            )
