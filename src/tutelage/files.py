@@ -63,6 +63,13 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         raise mendable(error, path) or error from error
 
 
+def copy_files(source: Path, folder: Path) -> None:
+    """Copies the files of `source`, not its folders, each atomically (see `atomic`)."""
+    for path in filter(Path.is_file, source.iterdir()):
+        with atomic(folder / path.name) as temporary:
+            shutil.copyfile(path, temporary)
+
+
 def remove_stale(found: Iterable[Path]) -> None:
     """Deletes those of the `TEMPORARY` files and folders found that killed processes have left; the others stay."""
     for path in sorted(found):

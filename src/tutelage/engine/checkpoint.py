@@ -84,6 +84,7 @@ def load_checkpoint(folder: Path, run_hash: str, state: State) -> bool:
 
 def remove_checkpoint(folder: Path) -> None:
     """Deletes `folder/checkpoint`, once the training's result is written."""
+    (folder / FOLDER / RECORD).unlink(missing_ok=True)  # first: it vouches for the tensors
     shutil.rmtree(folder / FOLDER, ignore_errors=True)
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 from tutelage.config import RunConfig
 from tutelage.data.pseudo import open_store, require_kept
 from tutelage.engine.runtime import Runtime, launch
-from tutelage.files import read_json, write_json, write_text
+from tutelage.files import atomic_folder, copy_files, read_json, write_json, write_text
 from tutelage.reporting.page import write_report
 from tutelage.tasks.table import TASKS, build_task
 from tutelage.types import Annotation, InputError
@@ -226,9 +225,9 @@ def _conclude(out: Path, config: RunConfig, prepared: Prepared, graph: Graph, gi
         "stages": {name: str(_relative(stage.folder, out)) for name, stage in graph.items()},
         "seconds": {name: stage.record["seconds"] for name, stage in graph.items() if name not in given_stages},
     }
-    shutil.rmtree(out / "model", ignore_errors=True)
-    shutil.copytree(graph[record["recommended_stage"]].model_folder, out / "model")
-    write_text(out / "model" / "README.md", _model_card(record))
+    with atomic_folder(out / "model", replace=True) as model:
+        copy_files(graph[record["recommended_stage"]].model_folder, model)
+        write_text(model / "README.md", _model_card(record))
     write_json(out / "run.json", record)
     page = write_report(out)
     console.print("\n" + "\n".join(_verdicts(record)))

@@ -11,7 +11,6 @@ import importlib.metadata
 import os
 import platform
 import shlex
-import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,12 +24,14 @@ from rich.console import Console
 from tutelage.config import RunConfig, changed_keys, config_hash, load_config
 from tutelage.engine.checkpoint import remove_checkpoint
 from tutelage.engine.runtime import Runtime
-from tutelage.files import read_json, write_json, write_text
+from tutelage.files import TEMPORARY, read_json, remove_stale, unfinished, write_json, write_text
 from tutelage.models.init import model_folder
 from tutelage.types import InputError
 from tutelage.workflows.precision import with_precision
 
-OWN_FILES = ("config.yaml", "data.json", "run.json", "report.html", "model", "stages", "export")
+OWN_FILES = ("run.json", "report.html", "model", "export", "stages", "data.json", "config.yaml")
+"""Of a run, in the order in which they go: what proves others whole first, what proves the folder a run last."""
+PROOFS = ("run.json", "manifest.json")
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -82,8 +83,8 @@ class Place:
                 f"{self.folder}: holds other files ({', '.join(foreign[:5])}); a new folder, or one of an earlier "
                 "call of the same command, is allowed. Choose another --out."
             )
-        for path in own if overwrite else ():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if overwrite and own:
+            _remove(self.folder, sorted(own, key=lambda path: path.name not in PROOFS))
 
     def stage(self, name: str, key: Mapping[str, Any]) -> Stage:
         """The stage of that name and key.
@@ -118,6 +119,8 @@ def run_stage(
         work: makes the result in `stage.folder` and returns what the record says of it.
     """
     stage = place.stage(name, key)
+    if runtime.is_main:
+        remove_stale(stage.folder.rglob(TEMPORARY))
     if runtime.broadcast(stage.finished):
         if runtime.is_main:
             console.print(f"[bold]{name}[/]: finished earlier, taken from {stage.folder}")
@@ -167,6 +170,7 @@ def open_run(out: Path, config: RunConfig, overrides: Sequence[str], *, overwrit
     saved = out / "config.yaml"
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file; a run needs a folder. Choose another --out.")
+    remove_stale(out.rglob(TEMPORARY) if _is_run(out) else out.glob(f"{TEMPORARY}-{saved.name}"))
     if resume:
         if not saved.is_file():
             raise InputError(f"{out}: holds no run to resume (no config.yaml). Leave --resume out to start one.")
@@ -231,12 +235,14 @@ def _is_run(out: Path) -> bool:
 
 def remove_run(out: Path) -> None:
     """Deletes the files of a run, and nothing else, from its folder."""
-    for name in OWN_FILES:
-        entry = out / name
-        if entry.is_dir():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink(missing_ok=True)
+    _remove(out, [out / name for name in OWN_FILES if (out / name).exists()])
+
+
+def _remove(folder: Path, entries: Sequence[Path]) -> None:
+    """Deletes entries of `folder`, each at once and in this order: a kill leaves none of them half."""
+    with unfinished(folder / "removed", folder=True) as aside:
+        for entry in entries:
+            os.replace(entry, aside / entry.name)
 
 
 def provenance(config: RunConfig) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,7 @@ from tutelage.engine.loop import Stream, Training
 from tutelage.engine.objectives import Objective, Student, Supervised
 from tutelage.engine.optim import num_steps_for
 from tutelage.engine.runtime import Runtime, launch
-from tutelage.files import read_json, write_json
+from tutelage.files import atomic_folder, copy_files, read_json, write_json
 from tutelage.models.foreign import LoadReport
 from tutelage.models.init import init_digest, initialize, read_card, save_model
 from tutelage.models.model import Network
@@ -116,7 +115,8 @@ def train(
     console.print("\n".join(prepared.check.lines()))
     trained, measured = launch(config.runtime, _train_graph, config, prepared, Place(out / "stages"), entering)
     record = {**trained.record, **({"measured": measured.record["metrics"]} if measured else {})}
-    shutil.copytree(trained.model_folder, out / "model", dirs_exist_ok=True)
+    with atomic_folder(out / "model", replace=True) as model:
+        copy_files(trained.model_folder, model)
     write_json(out / "run.json", record)
     console.print(f"Model: {out / 'model'}")
     if measured:

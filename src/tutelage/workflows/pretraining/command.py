@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from tutelage import stats
 from tutelage.config import RunConfig
 from tutelage.data.index import Index
 from tutelage.engine.runtime import Runtime, launch
-from tutelage.files import read_json, write_json, write_text
+from tutelage.files import atomic_folder, copy_files, read_json, write_json, write_text
 from tutelage.stats.intervals import binomial_interval
 from tutelage.workflows.options import Paths, default_recipe, resolve
 from tutelage.workflows.pretraining.card import model_card
@@ -96,8 +95,9 @@ def pretrain(
     pin_data(out, data.fingerprints)
     stage = launch(config.runtime, method.work, config, Place(out / "stages"), data)
     record = run_record(out, config, data, stage)
-    shutil.copytree(stage.folder / "model", out / "model", dirs_exist_ok=True)
-    write_text(out / "model" / "README.md", model_card(record, out / "model"))
+    with atomic_folder(out / "model", replace=True) as model:
+        copy_files(stage.model_folder, model)
+        write_text(model / "README.md", model_card(record, model))
     write_json(out / "run.json", record)
     console.print(f"Accuracy {_percent(record['accuracy'])}. Model: {out / 'model'}")
     return record

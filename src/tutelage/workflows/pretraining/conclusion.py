@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from tutelage.config import RunConfig
 from tutelage.engine.runtime import Runtime
 from tutelage.models.init import load_model, read_card
 from tutelage.models.model import Classifier
+from tutelage.files import atomic_folder, copy_files
 from tutelage.stats import Interval, Recommendation
 from tutelage.workflows.pretraining.data import PretrainData
 from tutelage.workflows.pretraining.supervised import accuracy_of, correct_on_held_out, stored_correct, task_of
@@ -44,7 +44,8 @@ def conclude(place: Place, config: RunConfig, data: PretrainData, graph: dict[st
     def work(stage: Stage) -> dict[str, Any]:
         correct = {arm: _correct(trained, config, data, runtime) for arm, trained in arms.items()}
         if runtime.is_main:
-            shutil.copytree(arms["student"].model_folder, stage.folder / "model", dirs_exist_ok=True)
+            with atomic_folder(stage.folder / "model", replace=True) as model:
+                copy_files(arms["student"].model_folder, model)
         return {
             "kind": "pretrain",
             "accuracy": accuracy_of(correct["student"]),
