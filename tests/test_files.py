@@ -77,14 +77,15 @@ def test_content_is_on_the_disk_before_the_name_and_the_name_before_the_end(
 
 
 def test_what_a_killed_writer_left_goes_and_what_is_being_written_stays(tmp_path: Path) -> None:
-    (tmp_path / ".tmp-0123-a.json").write_text("half")
-    (tmp_path / ".tmp-4567-folder" / "inside").mkdir(parents=True)
+    (tmp_path / ".tmp-0123456789ab-a.json").write_text("half")
+    (tmp_path / ".tmp-ba9876543210-folder" / "inside").mkdir(parents=True)
     (tmp_path / "a.json").write_text("whole")
+    (tmp_path / ".tmp-foreign").write_text("not ours")
     with atomic(tmp_path / "b.txt") as file, atomic_folder(tmp_path / "c") as folder:
         file.write_text("being written")
         remove_stale(tmp_path.rglob(TEMPORARY))
-        assert {path.name for path in tmp_path.iterdir()} == {"a.json", file.name, folder.name}
-    assert {path.name for path in tmp_path.iterdir()} == {"a.json", "b.txt", "c"}
+        assert {path.name for path in tmp_path.iterdir()} == {"a.json", file.name, folder.name, ".tmp-foreign"}
+    assert {path.name for path in tmp_path.iterdir()} == {"a.json", "b.txt", "c", ".tmp-foreign"}
 
 
 def test_a_folder_takes_the_place_of_another_whole(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 
 from tutelage.types import InputError
 
-TEMPORARY = ".tmp-*"
+TEMPORARY = f".tmp-{12 * '[0-9a-f]'}-*"
 
 
 @contextmanager
@@ -133,7 +133,7 @@ def _sync(path: Path) -> None:
 @contextmanager
 def unfinished(path: Path, *, folder: bool) -> Iterator[Path]:
     """An empty file or folder beside `path`, locked while the block lasts, and gone after it unless renamed."""
-    temporary = path.with_name(f".tmp-{uuid.uuid4().hex[:12]}-{path.name}")  # some writers go by the suffix
+    temporary = path.with_name(f".tmp-{uuid.uuid4().hex[:12]}-{path.name}")  # see TEMPORARY; some go by the suffix
     descriptor = _locked(temporary, folder)
     try:
         yield temporary

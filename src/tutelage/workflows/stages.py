@@ -170,7 +170,7 @@ def open_run(out: Path, config: RunConfig, overrides: Sequence[str], *, overwrit
     saved = out / "config.yaml"
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file; a run needs a folder. Choose another --out.")
-    remove_stale(out.rglob(TEMPORARY) if _is_run(out) else out.glob(f"{TEMPORARY}-{saved.name}"))
+    remove_stale(out.rglob(TEMPORARY) if _is_run(out) else out.glob(TEMPORARY))
     if resume:
         if not saved.is_file():
             raise InputError(f"{out}: holds no run to resume (no config.yaml). Leave --resume out to start one.")
