@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from tutelage import stats
 from tutelage.config import RunConfig
 from tutelage.engine.runtime import Runtime
+from tutelage.files import atomic_folder, copy_files
 from tutelage.models.init import load_model, read_card
 from tutelage.models.model import Classifier
-from tutelage.files import atomic_folder, copy_files
 from tutelage.stats import Interval, Recommendation
 from tutelage.workflows.pretraining.data import PretrainData
 from tutelage.workflows.pretraining.supervised import accuracy_of, correct_on_held_out, stored_correct, task_of
