@@ -1,0 +1,1 @@
+"""Looking through pseudo-labels and correcting them."""
