@@ -557,7 +557,7 @@ def test_classification(index: Index) -> None:
 def test_samples_survive_a_spawned_worker(index: Index) -> None:
     """Where processes are spawned, samples travel by pickle; the memory stays behind and the bytes are the same."""
     draw = partial(streams._task_plan, STRONG, CANVAS)
-    samples = TrainSamples(Pictures(index, DataConfig(), 64), draw, partial(sample_rng, 0, 0, "labeled"), "boxes")
+    samples = TrainSamples(Pictures(index, DataConfig(), 64), [draw], partial(sample_rng, 0, 0, "labeled"), "boxes")
     travelled = pickle.loads(pickle.dumps(samples))
     for row in range(3):
         here, there = samples[(0, row)], travelled[(0, row)]

@@ -21,6 +21,7 @@ from tutelage.engine.optim import (
     num_steps_for,
     parameter_groups,
     peak_lr,
+    ramped_decay,
     update_average,
 )
 from tutelage.engine.optimizers import LARS, RMSpropTF
@@ -183,11 +184,11 @@ def test_the_average_warms_up_and_covers_batch_norm() -> None:
     before = ema.stem[1].running_mean.clone()
     network.stem[1].running_mean.add_(1.0)
     network.stem[1].num_batches_tracked.add_(5)
-    update_average(ema, network, 0.999, step=0)  # decay (1 + 0) / (10 + 0)
+    update_average(ema, network, ramped_decay(0.999, 0))  # decay (1 + 0) / (10 + 0)
     torch.testing.assert_close(ema.stem[1].running_mean, before + 0.9)
     assert ema.stem[1].num_batches_tracked == 5
-    update_average(ema, network, 0.999, step=8)  # decay 0.5
+    update_average(ema, network, ramped_decay(0.999, 8))  # decay 0.5
     torch.testing.assert_close(ema.stem[1].running_mean, before + 0.95)
-    update_average(ema, network, 0.25, step=10**6)  # the decay itself
+    update_average(ema, network, ramped_decay(0.25, 10**6))  # the decay itself
     torch.testing.assert_close(ema.stem[1].running_mean, before + 0.9875)
     assert not ema.training

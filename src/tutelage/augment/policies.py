@@ -110,7 +110,7 @@ def strong_plan(config: AugmentConfig, rng: np.random.Generator, size: Size, can
 
 
 def weak_plan(config: AugmentConfig, rng: np.random.Generator, size: Size, canvas: Size) -> Plan:
-    """The view that is labeled meanwhile: the whole image, flipped as `config` allows, a little smaller than it fits."""
+    """The view that is labeled meanwhile: the whole image, flipped as `config` allows, a little below its full size."""
     level = "none" if config.level == "none" else "s1"
     weak = config.model_copy(update={"level": level, "jitter": WEAK_JITTER})
     return draw_plan(weak, rng, size, canvas, None)

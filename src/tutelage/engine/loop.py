@@ -22,7 +22,7 @@ from tutelage.engine.checkpoint import State, load_checkpoint, save_checkpoint
 from tutelage.engine.guard import StopSignals, split_batch
 from tutelage.engine.meter import Meter, describe
 from tutelage.engine.objectives import Objective, Sums, pack, unpack
-from tutelage.engine.optim import averaged_copy, build_optimizer, lr_at, set_lr, update_average
+from tutelage.engine.optim import averaged_copy, build_optimizer, lr_at, ramped_decay, set_lr, update_average
 from tutelage.engine.progress import Progress, TrainingLog, last_losses
 from tutelage.engine.recompute import recomputed_activations
 from tutelage.engine.runtime import Interrupted, Runtime
@@ -60,11 +60,21 @@ class Training:
     validate: Callable[[nn.Module, Runtime], Mapping[str, float]] | None = None  # every process calls it
     validate_steps: tuple[int, ...] = ()  # finished steps after which it is called
     guard: Guard = "warn"  # what happens when the watch finds it lost
+    average: Callable[[int], float] | None = None  # decay after a step; None: that of `config.ema_decay`, ramped
 
     @property
     def batch_sizes(self) -> dict[str, int]:
         """Images a step over all devices, by stream."""
         return {name: stream.batch_size for name, stream in self.streams.items()}
+
+    @property
+    def keeps_average(self) -> bool:
+        """Whether the weights are averaged."""
+        return self.average is not None or self.config.ema_decay > 0
+
+    def decay(self, step: int) -> float:
+        """Of the averaged weights after `step` (from 0)."""
+        return ramped_decay(self.config.ema_decay, step) if self.average is None else self.average(step)
 
 
 @dataclass(frozen=True)
@@ -123,7 +133,7 @@ def train(training: Training, runtime: Runtime) -> TrainResult:
             state.optimizer.step()
             state.optimizer.zero_grad(set_to_none=True)
             if state.ema is not None:
-                update_average(state.ema, state.objective.model, config.ema_decay, step)
+                update_average(state.ema, state.objective.model, training.decay(step))
             state.step = step + 1
             figures = state.objective.report(sums, counts)
             meter.add({**figures, "gradient_norm": norm})
@@ -175,7 +185,8 @@ def accumulate(
     Returns:
         Loss sums and counts (S,) over all devices and micro-batches, detached.
     """
-    targets = [objective.prepare(batches, ema) for batches in micro_batches]
+    with runtime.autocast():  # a teacher may be asked
+        targets = [objective.prepare(batches, ema) for batches in micro_batches]
     counts = runtime.all_reduce_sum(torch.stack([objective.counts(target) for target in targets]).sum(0))
     parts = []
     for number, (batches, target) in enumerate(zip(micro_batches, targets, strict=True), start=1):
@@ -201,7 +212,7 @@ def _build_state(training: Training, runtime: Runtime) -> State:
     objective.to(runtime.device).train()
     if config.channels_last:
         objective.to(memory_format=torch.channels_last)
-    ema = averaged_copy(objective.model) if training.config.ema_decay > 0 else None
+    ema = averaged_copy(objective.model) if training.keeps_average else None
     if config.compile:
         objective.compile()
     return State(objective, build_optimizer(objective.model, training.config), ema)

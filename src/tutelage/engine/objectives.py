@@ -30,6 +30,7 @@ class Objective(nn.Module):
     """What is common to the methods: streams of one canvas in one forward pass."""
 
     streams: tuple[str, ...]
+    needs_ema: bool = False  # whether `prepare` asks the averaged network
 
     def __init__(self, task: Trainable, model: nn.Module, ignored: Literal["mask", "drop"]) -> None:
         super().__init__()
@@ -82,6 +83,10 @@ class Objective(nn.Module):
             figures |= {f"{stream}_{term}": value / divisor for term, value in sums[stream].items()}
         return figures
 
+    def record(self) -> dict[str, Any]:
+        """What the training's record says besides, once it has ended."""
+        return {}
+
     def warning(self, figures: Mapping[str, float]) -> str | None:
         """What the user should know of the log's last figures, and what to do; None where all is well."""
         return None
@@ -133,11 +138,17 @@ class Student(Objective):
             return human + self.alpha * pseudo
         return (human + self.alpha * self.ratio() * pseudo) / (1 + self.alpha)
 
+    def entering(self, counts: Tensor) -> Tensor:
+        """Which losses of a step, (2,), move their averages: 1 or 0.
+
+        A second stream without positives, whose loss is of another kind, stays out of them.
+        """
+        return torch.stack([torch.ones_like(counts[0]), (counts[1] > 0).to(counts.dtype)])
+
     @torch.no_grad()
     def update(self, sums: Sums, counts: Tensor) -> None:
-        """Moves the averages; a second stream without positives, whose loss is of another kind, stays out of them."""
-        enters = torch.stack([torch.ones_like(counts[0]), (counts[1] > 0).to(counts.dtype)])
-        keep = 1 - enters * (1 - self.decay)
+        """Moves the averages."""
+        keep = 1 - self.entering(counts) * (1 - self.decay)
         self.averages.mul_(keep).add_((1 - keep) * self.stream_losses(sums, counts))
         self.weights.mul_(keep).add_(1 - keep)
 
@@ -167,6 +178,11 @@ class Joint(Objective):
     def model(self) -> nn.Module:  # type: ignore[override]
         """The inner objective's."""
         return self.inner.model
+
+    @property
+    def needs_ema(self) -> bool:  # type: ignore[override]
+        """Whether the inner objective's teacher labels as training goes."""
+        return self.inner.needs_ema
 
     @torch.no_grad()
     def prepare(self, batches: Mapping[str, Batch], ema: nn.Module | None = None) -> dict[str, Any]:
@@ -201,6 +217,10 @@ class Joint(Objective):
         divisor = self.task.normalizer(counts[-1])
         added = {f"{self.added}_{term}": value / divisor for term, value in sums[self.added].items()}
         return {**self.inner.report(sums, counts[:-1]), **added, "loss": self.total(sums, counts)}
+
+    def record(self) -> dict[str, Any]:
+        """The inner objective's."""
+        return self.inner.record()
 
 
 class JointControl(Joint):

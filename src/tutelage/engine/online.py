@@ -81,9 +81,7 @@ class OnlineStudent(Student):
     def pass_streams(self, streams: Sequence[str], batches: Mapping[str, Batch], targets: Mapping[str, Any]) -> Sums:
         """As `Student`, the second stream with the labels of `prepare`."""
         second: Labeled = targets["second"]
-        return super().pass_streams(
-            streams, {**batches, "second": second.batch}, {**targets, "second": second.targets}
-        )
+        return super().pass_streams(streams, {**batches, "second": second.batch}, {**targets, "second": second.targets})
 
     def stream_losses(self, sums: Sums, counts: Tensor) -> Tensor:
         """Both streams' losses, (2,)."""

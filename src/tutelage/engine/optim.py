@@ -110,13 +110,16 @@ def averaged_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model).eval().requires_grad_(False)
 
 
-def update_average(ema: nn.Module, model: nn.Module, decay: float, step: int) -> None:
-    """Moves the averaged weights, and batch-norm statistics likewise, towards the model's after `step` (from 0).
+def ramped_decay(largest: float, step: int) -> float:
+    """The decay of averaged weights after `step` (from 0): min(largest, (1 + n) / (10 + n)).
 
-    The decay starts low, min(decay, (1 + n) / (10 + n)), so that the first weights do not weigh on the average for
-    1 / (1 - decay) steps.
+    It starts low, so that the first weights do not weigh on the average for 1 / (1 - largest) steps.
     """
-    decay = min(decay, (1 + step) / (10 + step))
+    return min(largest, (1 + step) / (10 + step))
+
+
+def update_average(ema: nn.Module, model: nn.Module, decay: float) -> None:
+    """Moves the averaged weights, and batch-norm statistics likewise, towards the model's."""
     own, new = ema.state_dict(), model.state_dict()
     moving = [name for name, tensor in own.items() if tensor.is_floating_point()]
     get_ema_multi_avg_fn(decay)([own[name] for name in moving], [new[name] for name in moving], 0)  # type: ignore[no-untyped-call]

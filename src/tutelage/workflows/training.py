@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 from torch import nn
 
-from tutelage.config import METRICS_OF_TASK, RunConfig, StudentConfig, TrainConfig
+from tutelage.config import METRICS_OF_TASK, RunConfig, TrainConfig
 from tutelage.data.index import Index
 from tutelage.data.loader import train_batches
-from tutelage.data.pseudo import open_store, require_kept, store_index
+from tutelage.data.pseudo import open_store, require_kept
 from tutelage.data.sources import DataSets
 from tutelage.engine import loop
 from tutelage.engine.loop import Stream, Training
-from tutelage.engine.objectives import Objective, Student, Supervised
+from tutelage.engine.objectives import Objective, Supervised
 from tutelage.engine.optim import num_steps_for
 from tutelage.engine.runtime import Runtime, launch
 from tutelage.files import atomic_folder, copy_files, read_json, write_json
 from tutelage.models.foreign import LoadReport
 from tutelage.models.init import init_digest, initialize, read_card, save_model
 from tutelage.models.model import Network
-from tutelage.tasks.table import TASKS, build_task
+from tutelage.tasks.table import build_task
 from tutelage.tasks.task import Task
 from tutelage.types import InputError
 from tutelage.workflows.assembly import load_trained, open_given
 from tutelage.workflows.evaluation import evaluate_stage, judge_all
 from tutelage.workflows.joint import JointTraining, joint_training
+from tutelage.workflows.modes import MODES, reading
 from tutelage.workflows.options import Paths, require_sources, resolve
 from tutelage.workflows.prepare import Prepared, prepare
 from tutelage.workflows.stages import (
@@ -63,12 +65,12 @@ def train(
     overwrite: bool = False,
     overrides: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    """Trains one model into `out/model`: a teacher on labeled images, or with `pseudo` a student.
+    """Trains one model into `out/model`: a teacher on labeled images, or with `teacher` a student.
 
     Args:
         labeled: labeled data.
         out: the run folder; the same call on an unfinished run continues it.
-        unlabeled: with `pseudo`, the pool that the store was made of.
+        unlabeled: with `teacher`, the pool, of which the store was made.
         test: measured on at the end; a part of the labels when not given.
         val: selection split, measured on along the training.
         task: detection or segmentation; the recipe's when empty.
@@ -76,8 +78,8 @@ def train(
         labeled_list: text file of the images that keep their labels.
         images: folder that image paths in annotations are relative to.
         recipe: name or YAML file.
-        teacher: with `pseudo`, the model that the student starts from.
-        pseudo: a finished pseudo-label store.
+        teacher: the model that a student starts from.
+        pseudo: the student's pseudo-label store; none where its teacher learns on (`student.mode=online`).
         seed: of everything drawn.
         device: auto, cpu, cuda or mps.
         devices: how many.
@@ -98,12 +100,7 @@ def train(
         "images": images,
     }
     config = resolve(recipe, overrides, sources, task=task, seed=seed, device=device, devices=devices)
-    has_pool = bool(unlabeled) or config.data.rest_as_pool
-    if bool(pseudo) != bool(teacher) or (pseudo and not has_pool):
-        raise InputError(
-            "--pseudo, --teacher: a student needs its store, the pool it was made of and the model it starts from. "
-            "Give --pseudo STORE, --unlabeled POOL (or data.rest_as_pool=true) and --teacher MODEL together."
-        )
+    _require_all_of_a_student(config)
     config = open_run(out, config, overrides, overwrite=overwrite, resume=resume)
     require_sources(config, "labeled")
     prepared = prepare(config)
@@ -124,12 +121,29 @@ def train(
     return record
 
 
+def _require_all_of_a_student(config: RunConfig) -> None:
+    """Refuses a student without its store, its pool or its start."""
+    sources, mode = config.sources, MODES[config.student.mode]
+    has_pool = bool(sources.unlabeled) or config.data.rest_as_pool
+    has_store = bool(sources.pseudo) or not mode.needs_store
+    if not (sources.teacher or sources.pseudo):
+        return
+    if not (sources.teacher and has_pool and has_store):
+        raise InputError(
+            "--pseudo, --teacher: a student needs its store, the pool it was made of and the model it starts from. "
+            "Give --pseudo STORE, --unlabeled POOL (or data.rest_as_pool=true) and --teacher MODEL together; with "
+            "student.mode=online all but the store."
+        )
+    mode.check(config)
+
+
 def _train_graph(
     runtime: Runtime, config: RunConfig, prepared: Prepared, place: Place, given: dict[str, Stage]
 ) -> tuple[Stage, Stage | None]:
     sets = prepared.sets
     if given:
-        require_kept(open_store(given["pseudo-1"].folder), config.pseudo)
+        if "pseudo-1" in given:
+            require_kept(open_store(given["pseudo-1"].folder), config.pseudo)
         trained = train_student(
             place,
             "student",
@@ -138,7 +152,7 @@ def _train_graph(
             runtime,
             second_stream=config.student.second_stream,
             init=given["teacher"],
-            pseudo=given["pseudo-1"],
+            pseudo=given.get("pseudo-1"),
             round_=1,
             repeat=0,
         )
@@ -164,7 +178,7 @@ def train_teacher(place: Place, name: str, config: RunConfig, prepared: Prepared
         if runtime.is_main and init != "random":
             console.print(str(report))
         objective = Supervised(task, model, config.teacher.ignored)
-        training = _training(stage, config, config.teacher, data, objective, {"labeled": data.labeled}, round_=0)
+        training = _training(stage, config, config.teacher, data, objective, round_=0)
         return {**_train_and_save(stage, training, joint, runtime, config), "load_report": report.as_dict()}
 
     return run_stage(place, name, key, runtime, work)
@@ -193,19 +207,20 @@ def train_student(
         runtime: devices.
         second_stream: where the second half of each batch comes from.
         init: the stage whose weights are started from.
-        pseudo: the store's stage, for `pool`.
+        pseudo: the store's stage, where the mode needs one.
         round_: counts from 1.
         repeat: counts from 0; added to the seed.
     """
     data = prepared.sets
     student = config.student.model_copy(update={"second_stream": second_stream})
+    mode = MODES[student.mode]
     joint = joint_training(config, prepared.classified, config.joint.student_weight)
     started = config.model.init if student.init == "model" else student.init
     key = {
         **_base_key(config, student, data),
         "seed": config.seed + repeat,
         "round": round_,
-        "second": _second_key(config, data, second_stream, pseudo),
+        "second": mode.key(config, prepared, student, pseudo),
         "init": init.hash if started == "teacher" else init_digest(started),
         **(joint.key if joint else {}),
     }
@@ -217,21 +232,13 @@ def train_student(
             model = _teachers_model(init, config, joint)
         else:
             model = start_from(task, config, started, "student.init")[0]
-        streams = {"labeled": data.labeled, "second": _second_stream(config, data, student, pseudo)}
-        objective = Student(task, model, student)
-        training = _training(stage, config, student, data, objective, streams, round_=round_, repeat=repeat)
+        objective = mode.objective(task, model, config, student)
+        training = _training(stage, config, student, data, objective, round_=round_, repeat=repeat)
+        second = mode.second_stream(config, prepared, student, pseudo)
+        training = replace(training, streams={**training.streams, "second": second}, average=mode.average(student))
         return _train_and_save(stage, training, joint, runtime, config)
 
     return run_stage(place, name, key, runtime, work)
-
-
-def _second_key(config: RunConfig, data: DataSets, second_stream: str, pseudo: Stage | None) -> dict[str, Any]:
-    """What the second stream adds to the stage's key: the control's depends on no pool."""
-    if second_stream == "pool":
-        assert pseudo is not None, "the graph labels the pool before a student trains on it"
-        return {"store": pseudo.hash, "pseudo": config.pseudo.model_dump(mode="json")}
-    hidden = pseudo.hash if second_stream == "hidden" and pseudo is not None else ""
-    return {"ratio": config.pseudo.ratio, "hidden": hidden}
 
 
 def start_from(task: Task, config: RunConfig, init: str, option: str = "model.init") -> tuple[Network, LoadReport]:
@@ -256,24 +263,13 @@ def _teachers_model(teacher: Stage, config: RunConfig, joint: JointTraining | No
     return model
 
 
-def _second_stream(config: RunConfig, data: DataSets, student: StudentConfig, pseudo: Stage | None) -> Index:
-    if student.second_stream == "labeled":
-        return data.labeled
-    assert data.pool is not None, "the graph asks for a pool only where there is one"
-    assert pseudo is not None, "the graph labels the pool before a student trains on it"
-    store = open_store(pseudo.folder)
-    if student.second_stream == "hidden":
-        return data.pool.select(store.usable_rows())
-    return store_index(store, data.pool, config.pseudo)
-
-
 def _base_key(config: RunConfig, part: TrainConfig, data: DataSets) -> dict[str, Any]:
     return {
         "kind": "train",
         "task": config.task,
         "seed": config.seed,
         "model": config.model.model_dump(mode="json", exclude={"num_classes", "init"}),
-        "train": part.model_dump(mode="json", exclude={"init"}),
+        "train": part.model_dump(mode="json", exclude={"init", "online"}),
         "data": config.data.model_dump(mode="json"),
         "labeled": data.labeled.fingerprint,
     }
@@ -285,26 +281,19 @@ def _training(
     part: TrainConfig,
     data: DataSets,
     objective: Objective,
-    streams: dict[str, Index],
     *,
     round_: int,
     repeat: int = 0,
 ) -> Training:
+    """A training on the labeled images alone, as far as streams go."""
     num_steps = num_steps_for(part, len(data.labeled))
-    batches = partial(
-        train_batches,
-        data=config.data,
-        canvas=config.model.canvas,
-        augment=part.augment,
-        annotation=TASKS[config.task].annotation,
-    )
-    sizes = {"labeled": part.batch_size, "second": part.batch_size * config.pseudo.ratio}
+    batches = partial(train_batches, **reading(config, part))
     return Training(
         name=stage.name,
         run_hash=stage.hash,
         folder=stage.folder,
         objective=objective,
-        streams={name: Stream(index, sizes[name], batches) for name, index in streams.items()},
+        streams={"labeled": Stream(data.labeled, part.batch_size, batches)},
         config=part,
         num_steps=num_steps,
         seed=config.seed + repeat,
@@ -359,4 +348,5 @@ def _train_and_save(
         "num_images": {name: len(stream.index) for name, stream in training.streams.items()},
         "batch_size": training.config.batch_size,
         **result.as_dict(),
+        **training.objective.record(),
     }

@@ -1,0 +1,196 @@
+"""Who labels a student's second stream: its teacher once, before training, or a teacher that learns on.
+
+`MODES` is the table that `student.mode` chooses from; nothing else asks for the mode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+from tutelage.config import RunConfig, StudentConfig
+from tutelage.data.duplicates import HashBook
+from tutelage.data.index import Index
+from tutelage.data.joining import join
+from tutelage.data.loader import labeled_pair_batches, pool_pair_batches, train_batches
+from tutelage.data.pseudo import open_store, store_index
+from tutelage.engine.loop import Stream
+from tutelage.engine.objectives import Student
+from tutelage.engine.online import OnlineStudent, teacher_decay
+from tutelage.models.model import Network
+from tutelage.tasks.table import TASKS
+from tutelage.tasks.task import Task
+from tutelage.types import Batch, InputError
+from tutelage.workflows.prepare import Prepared
+from tutelage.workflows.stages import Stage
+
+
+class Mode(Protocol):
+    """What differs between the modes of a student's training; `student` says where its second stream comes from."""
+
+    @property
+    def needs_store(self) -> bool:
+        """Whether the pool is labeled before a student is trained."""
+        ...
+
+    def check(self, config: RunConfig) -> None:
+        """Refuses options that the mode cannot follow (`InputError`)."""
+        ...
+
+    def key(
+        self, config: RunConfig, prepared: Prepared, student: StudentConfig, pseudo: Stage | None
+    ) -> dict[str, Any]:
+        """What the mode and the second stream add to the stage's key."""
+        ...
+
+    def second_stream(
+        self, config: RunConfig, prepared: Prepared, student: StudentConfig, pseudo: Stage | None
+    ) -> Stream:
+        """The second stream."""
+        ...
+
+    def objective(self, task: Task, model: Network, config: RunConfig, student: StudentConfig) -> Student:
+        """What is minimized."""
+        ...
+
+    def average(self, student: StudentConfig) -> Callable[[int], float] | None:
+        """The decay of averaged weights after a step, as `Training` has it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Offline:
+    """The teacher labels the pool once; the student reads the store."""
+
+    needs_store: bool = True
+
+    def check(self, config: RunConfig) -> None:
+        """Nothing is refused."""
+
+    def key(
+        self, config: RunConfig, prepared: Prepared, student: StudentConfig, pseudo: Stage | None
+    ) -> dict[str, Any]:
+        """The store for the student; the control depends on no pool."""
+        if student.second_stream == "pool":
+            return {"store": _made(pseudo).hash, "pseudo": config.pseudo.model_dump(mode="json")}
+        hidden = _made(pseudo).hash if student.second_stream == "hidden" else ""
+        return {"ratio": config.pseudo.ratio, "hidden": hidden}
+
+    def second_stream(
+        self, config: RunConfig, prepared: Prepared, student: StudentConfig, pseudo: Stage | None
+    ) -> Stream:
+        """Labeled images, or those of the pool that the store holds, with its labels or their own."""
+        batches = partial(train_batches, **reading(config, student))
+        return Stream(self._second_index(config, prepared, student, pseudo), second_size(config, student), batches)
+
+    def objective(self, task: Task, model: Network, config: RunConfig, student: StudentConfig) -> Student:
+        """The normalized loss of both streams."""
+        return Student(task, model, student)
+
+    def average(self, student: StudentConfig) -> Callable[[int], float] | None:
+        """That of `ema_decay`."""
+        return None
+
+    def _second_index(
+        self, config: RunConfig, prepared: Prepared, student: StudentConfig, pseudo: Stage | None
+    ) -> Index:
+        if student.second_stream == "labeled":
+            return prepared.sets.labeled
+        store = open_store(_made(pseudo).folder)
+        pool = pool_of(prepared)
+        return (
+            pool.select(store.usable_rows())
+            if student.second_stream == "hidden"
+            else store_index(store, pool, config.pseudo)
+        )
+
+
+@dataclass(frozen=True)
+class Online:
+    """The student's running average labels the pool as training goes."""
+
+    needs_store: bool = False
+
+    def check(self, config: RunConfig) -> None:
+        """Refuses rounds, a store from elsewhere, and empty images that would be trained on after all."""
+        if config.rounds > 1:
+            raise InputError(
+                f"rounds={config.rounds}: with student.mode=online the teacher learns on through one training; 1 is "
+                "allowed. Set rounds=1, or student.mode=offline."
+            )
+        if config.sources.pseudo:
+            raise InputError(
+                f"--pseudo {config.sources.pseudo}: with student.mode=online the pool is labeled as training goes; no "
+                "store is allowed. Leave it out, or set student.mode=offline."
+            )
+        if config.pseudo.empty == "drop" and config.student.ignored == "drop":
+            raise InputError(
+                "pseudo.empty=drop with student.ignored=drop: online, images without a confident box would become "
+                "background; student.ignored=mask is allowed there. Set it, or pseudo.empty=background."
+            )
+
+    def key(
+        self, config: RunConfig, prepared: Prepared, student: StudentConfig, pseudo: Stage | None
+    ) -> dict[str, Any]:
+        """The pool and what of it is not trained on; the control depends on neither."""
+        own = {"online": student.online.model_dump(mode="json", exclude={"sample"}), "ratio": config.pseudo.ratio}
+        if student.second_stream == "labeled":
+            return own
+        held_out = [index.fingerprint for index in prepared.held_out]
+        pool = {**own, "pool": pool_of(prepared).fingerprint, "held_out": held_out}
+        if student.second_stream == "hidden":
+            return pool
+        labeled_by = {name: getattr(config, name).model_dump(mode="json") for name in ("pseudo", "postprocess")}
+        return {**pool, **labeled_by}
+
+    def second_stream(
+        self, config: RunConfig, prepared: Prepared, student: StudentConfig, pseudo: Stage | None
+    ) -> Stream:
+        """Two views of labeled images or of the pool, whose copies of held-out images are passed over."""
+        index = prepared.sets.labeled if student.second_stream == "labeled" else pool_of(prepared)
+        batches: Callable[..., Iterator[list[Batch]]] = partial(labeled_pair_batches, **reading(config, student))
+        if student.second_stream != "labeled":
+            held_out = HashBook.build(join(prepared.held_out), config.data) if prepared.held_out else None
+            annotation = TASKS[config.task].annotation if student.second_stream == "hidden" else None
+            own = {**reading(config, student), "annotation": annotation, "held_out": held_out}
+            batches = partial(pool_pair_batches, **own)
+        return Stream(index, second_size(config, student), batches)
+
+    def objective(self, task: Task, model: Network, config: RunConfig, student: StudentConfig) -> Student:
+        """The same loss, with a teacher."""
+        return OnlineStudent(task, model, student, config.pseudo)
+
+    def average(self, student: StudentConfig) -> Callable[[int], float] | None:
+        """The teacher's."""
+        return partial(teacher_decay, student.online.decay)
+
+
+MODES: Mapping[str, Mode] = {"offline": Offline(), "online": Online()}
+
+
+def reading(config: RunConfig, part: Any) -> dict[str, Any]:
+    """How images of the task become training batches."""
+    return {
+        "data": config.data,
+        "canvas": config.model.canvas,
+        "augment": part.augment,
+        "annotation": TASKS[config.task].annotation,
+    }
+
+
+def second_size(config: RunConfig, student: StudentConfig) -> int:
+    """Images of the second stream a step."""
+    return student.batch_size * config.pseudo.ratio
+
+
+def pool_of(prepared: Prepared) -> Index:
+    """The pool, where the graph has seen to it that there is one."""
+    assert prepared.sets.pool is not None, "the graph asks for a pool only where there is one"
+    return prepared.sets.pool
+
+
+def _made(pseudo: Stage | None) -> Stage:
+    assert pseudo is not None, "the graph labels the pool before a student trains on it"
+    return pseudo
