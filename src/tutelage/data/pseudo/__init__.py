@@ -2,6 +2,7 @@
 
 from tutelage.data.pseudo.masks import StoredMask
 from tutelage.data.pseudo.reading import PseudoStore, open_store, require_kept, score_limits, store_index
+from tutelage.data.pseudo.verdicts import Verdicts, merge, read_verdicts, write_verdicts
 from tutelage.data.pseudo.writing import Leak, Manifest, Outcome, StoreWriter
 
 __all__ = [
@@ -11,8 +12,12 @@ __all__ = [
     "PseudoStore",
     "StoreWriter",
     "StoredMask",
+    "Verdicts",
+    "merge",
     "open_store",
+    "read_verdicts",
     "require_kept",
     "score_limits",
     "store_index",
+    "write_verdicts",
 ]

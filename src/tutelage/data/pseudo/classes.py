@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from tutelage.config import PseudoConfig
 from tutelage.data.index import Index
 from tutelage.data.pseudo.tables import Columns, Found, Layout, Limits, table_path
+from tutelage.data.pseudo.verdicts import People
 from tutelage.types import Prediction
 
 
@@ -62,6 +63,10 @@ class ClassKind:
         """Each image's first class with its probability."""
         return Found(table["image_id"], table["label"], table["score"], np.ones(len(table["label"]), np.int64))
 
+    def judged(self, folder: Path, part: int, images: Columns, table: Columns, people: People) -> Columns:
+        """`classes`, of which people say nothing."""
+        return table
+
     def targets(
         self, part: int, images: Columns, table: Columns, used: NDArray[np.bool_], limits: Limits, pseudo: PseudoConfig
     ) -> Columns:
@@ -69,7 +74,9 @@ class ClassKind:
         classes = np.where(self.found(table).kept(limits), table["label"], -1)
         return {"classes": classes[np.isin(table["image_id"], images["image_id"][used])]}
 
-    def index(self, images: Index, targets: Columns, store: Path, limits: Limits, **described: Any) -> Index:
+    def index(
+        self, images: Index, targets: Columns, store: Path, limits: Limits, people: People, **described: Any
+    ) -> Index:
         """The images with their first classes."""
         return Index.build(
             roots=images.roots,

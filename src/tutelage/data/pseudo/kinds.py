@@ -15,6 +15,7 @@ from tutelage.data.pseudo.boxes import BoxKind
 from tutelage.data.pseudo.classes import ClassKind
 from tutelage.data.pseudo.masks import MaskKind
 from tutelage.data.pseudo.tables import Columns, Found, Layout, Limits, Stored
+from tutelage.data.pseudo.verdicts import People
 from tutelage.types import Prediction
 
 
@@ -48,13 +49,19 @@ class Kind(Protocol):
         """What `table` says."""
         ...
 
+    def judged(self, folder: Path, part: int, images: Columns, table: Columns, people: People) -> Columns:
+        """`table` of a part of the store in `folder`, with what people said laid over it."""
+        ...
+
     def targets(
         self, part: int, images: Columns, table: Columns, used: NDArray[np.bool_], limits: Limits, pseudo: PseudoConfig
     ) -> Columns:
         """Columns of targets for those images of a part that are `used`; parts are then joined column by column."""
         ...
 
-    def index(self, images: Index, targets: Columns, store: Path, limits: Limits, **described: Any) -> Index:
+    def index(
+        self, images: Index, targets: Columns, store: Path, limits: Limits, people: People, **described: Any
+    ) -> Index:
         """The images (n) with the joined targets, as a data set; `store` is the folder, `described` goes along."""
         ...
 

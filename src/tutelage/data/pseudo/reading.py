@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from tutelage.data.index import Index, cache_folder, cache_key
 from tutelage.data.pseudo.kinds import KINDS, Kind
 from tutelage.data.pseudo.masks import StoredMask, stored_masks
 from tutelage.data.pseudo.tables import Columns, Limits, read_columns, table_path
+from tutelage.data.pseudo.verdicts import People, Verdicts, require_fitting
 from tutelage.data.pseudo.writing import Manifest
 from tutelage.files import read_json
 from tutelage.types import InputError
@@ -30,7 +31,8 @@ class PseudoStore:
 
     folder: Path
     manifest: Manifest
-    content: str  # digest of all parts
+    content: str  # digest of all parts, and of what people said
+    people: People
 
     @property
     def kind(self) -> Kind:
@@ -40,12 +42,50 @@ class PseudoStore:
     def parts(self) -> Iterator[tuple[Columns, Columns]]:
         """Columns of the images and of what was found in them (`boxes` or `levels`), one part after the other.
 
+        What people said is in it: see `with_verdicts`.
+
         Raises:
             InputError: a part is missing or damaged.
         """
         for part in range(self.manifest.num_parts):
-            images, found = (table_path(self.folder, part, table) for table in ("images", self.kind.table))
-            yield read_columns(images), read_columns(found)
+            images, found = (
+                read_columns(table_path(self.folder, part, table)) for table in ("images", self.kind.table)
+            )
+            said = bool(self.people.of(images["image_id"]))
+            yield images, self.kind.judged(self.folder, part, images, found, self.people) if said else found
+
+    def with_verdicts(self, verdicts: Verdicts | None, source: str = "verdicts") -> PseudoStore:
+        """The store with what people said laid over it, whatever is read from it afterwards.
+
+        Accepted and drawn labels are human ones, of score 1; stored ones that they speak of give way. Rejected boxes
+        are background, pixels of a rejected class are of the class `background`, or without a label where the data has
+        none. Ignored boxes and pixels are neither. In an image that was reviewed as a whole only what people said
+        remains. Images that could not be read, or are kept out, stay so.
+
+        Raises:
+            InputError: the verdicts are about other images, sizes, classes or kinds of labels; `source` is named.
+        """
+        if verdicts is None:
+            return self
+        listed = [read_columns(table_path(self.folder, part, "images")) for part in range(self.manifest.num_parts)]
+        rows = {str(path): (part, at) for part, images in enumerate(listed) for at, path in enumerate(images["path"])}
+        paths = (str(path) for images in listed for path in images["path"])
+        require_fitting(verdicts, self.manifest.class_names, self.manifest.annotation, paths, source)
+        said = {}
+        for image in verdicts.images:
+            part, at = rows[image.path]
+            images = listed[part]
+            size = int(images["height"][at]), int(images["width"][at])
+            if images["status"][at] != "ok":
+                continue
+            if size != image.size:
+                raise InputError(
+                    f"{source}: {image.path} has {image.size[0]} x {image.size[1]} pixels (height x width) there and "
+                    f"{size[0]} x {size[1]} in the pool. Review it again."
+                )
+            said[int(images["image_id"][at])] = image
+        content = f"{self.content}, verdicts {verdicts.digest()}"
+        return replace(self, people=People(said, self.manifest.class_names), content=content)
 
     def counts(self, pseudo: PseudoConfig) -> dict[str, int]:
         """What became of the pool's images and of their boxes or pixels with this threshold, for the report."""
@@ -63,7 +103,7 @@ class PseudoStore:
             counts["leaks"] += int((images["status"] == "leak").sum())
             counts[unit] += int(found.amounts.sum())
             counts[kept_unit] += int(found.amounts[kept].sum())
-        return counts
+        return counts | self.people.counts()
 
     def usable_rows(self) -> NDArray[np.int64]:
         """Pool rows that could be read and are in no held-out set."""
@@ -80,7 +120,7 @@ class PseudoStore:
         limits, size = score_limits(pseudo, self.manifest.class_names), self.manifest.part_size
         for part in np.unique(rows // size).tolist():
             images = read_columns(table_path(self.folder, part, "images"))
-            yield from stored_masks(self.folder, part, images, rows[rows // size == part], limits)
+            yield from stored_masks(self.folder, part, images, rows[rows // size == part], limits, self.people)
 
     def skipped(self, limit: int) -> list[tuple[str, str]]:
         """(path, reason) of the first `limit` images that could not be read."""
@@ -136,7 +176,8 @@ def open_store(folder: Path) -> PseudoStore:
         )
     content = plain.pop("content")
     lists = {name: tuple(plain[name]) for name in ("class_names", "held_out")}
-    return PseudoStore(folder, Manifest(**{**plain, **lists}), content)
+    manifest = Manifest(**{**plain, **lists})
+    return PseudoStore(folder, manifest, content, People({}, manifest.class_names))
 
 
 def score_limits(pseudo: PseudoConfig, class_names: tuple[str, ...]) -> NDArray[np.float32]:
@@ -221,13 +262,14 @@ def store_index(store: PseudoStore, pool: Index, pseudo: PseudoConfig) -> Index:
 
 def _build_index(store: PseudoStore, pool: Index, pseudo: PseudoConfig, folder: Path) -> None:
     limits = score_limits(pseudo, store.manifest.class_names)
-    parts = [_used(store.kind, part, *tables, limits, pseudo) for part, tables in enumerate(store.parts())]
+    parts = [_used(store, part, *tables, limits, pseudo) for part, tables in enumerate(store.parts())]
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     store.kind.index(
         pool.select(columns["rows"]),
         columns,
         store.folder,
         limits,
+        store.people,
         class_names=store.manifest.class_names,
         sizes=columns["sizes"],
         description=f"pseudo-labels of score {pseudo.score_threshold}; teacher {store.manifest.teacher[:8]}",
@@ -235,14 +277,16 @@ def _build_index(store: PseudoStore, pool: Index, pseudo: PseudoConfig, folder: 
     )
 
 
-def _used(kind: Kind, part: int, images: Columns, table: Columns, limits: Limits, pseudo: PseudoConfig) -> Columns:
+def _used(
+    store: PseudoStore, part: int, images: Columns, table: Columns, limits: Limits, pseudo: PseudoConfig
+) -> Columns:
     """Columns of one part: rows (n,), sizes (n, 2) and the targets of its kind."""
     used = images["status"] == "ok"
     if pseudo.empty == "drop":
-        found = kind.found(table)
-        used &= np.isin(images["image_id"], found.image_ids[found.kept(limits)])
+        found, ids = store.kind.found(table), images["image_id"]
+        used &= np.isin(ids, found.image_ids[found.kept(limits)]) | store.people.reviewed(ids)
     return {
         "rows": images["image_id"][used],
         "sizes": np.stack([images["height"], images["width"]], axis=1)[used],
-        **kind.targets(part, images, table, used, limits, pseudo),
+        **store.kind.targets(part, images, table, used, limits, pseudo),
     }
