@@ -13,6 +13,7 @@ from tutelage.types import InputError
 
 __version__ = importlib.metadata.version("tutelage")
 VERBS = {
+    "certify": "certifying",
     "check": "checking",
     "demo": "demo",
     "evaluate": "evaluation",

@@ -190,6 +190,36 @@ def evaluate(
 
 
 @app.command()
+def certify(
+    out: Out,
+    model: Annotated[str, typer.Argument(help="run, stage or model folder; left out, teachers are trained")] = "",
+    labeled: Labeled = [],  # noqa: B006
+    unlabeled: Annotated[list[str], typer.Option("--unlabeled", help="the pool, to say how far it is")] = [],  # noqa: B006
+    test: Test = [],  # noqa: B006
+    val: Val = [],  # noqa: B006
+    precision: Annotated[float | None, typer.Option(help="that thresholds have to be shown to meet; 0.9")] = None,
+    task: Task = "",
+    labeled_list: LabeledList = "",
+    images: Images = "",
+    recipe: Recipe = "",
+    stages: Stages = "",
+    seed: Seed = None,
+    device: Device = "",
+    devices: Devices = 0,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    overrides: Overrides = None,
+) -> None:
+    """Say what precision and recall pseudo-labels have, on human labels that the teacher was not trained on.
+
+    Example: `tutelage certify run/model --labeled my/others.json --out certificate --precision 0.9`
+    """
+    if "=" in model and not Path(model).exists():  # the model was left out
+        model, overrides = "", [model, *(overrides or [])]
+    _run("certify", locals())
+
+
+@app.command()
 def predict(
     model: Model,
     inputs: Inputs,

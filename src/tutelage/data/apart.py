@@ -46,29 +46,29 @@ def set_apart(labeled: Index, groups: NDArray[np.int64], certify: CertifyConfig,
     """
     count = len(np.unique(groups))
     fraction = certify.fraction or DEFAULT_FRACTION
-    few = not certify.fraction and round(fraction * count) < FEW
-    folds = certify.folds or (DEFAULT_FOLDS if few else 0)
+    few = not (certify.fraction or certify.folds) and round(fraction * count) < FEW
+    folds = certify.folds or (min(DEFAULT_FOLDS, count) if few else 0)
     rng = np.random.default_rng([seed, CERTIFY_STREAM])
     offsets, labels = labeled.labels_per_image()
     codes = np.unique(groups, return_inverse=True)[1].astype(np.int64)
     if folds:
-        if folds > count:
+        if not 2 <= folds <= count:
             raise InputError(
-                f"certify.folds={folds}: there are only {count} labeled images that do not belong together; at most "
-                "that many folds are allowed. Choose fewer, or label more images."
+                f"certify.folds={folds}: there are {count} labeled images that do not belong together; 2 to that many "
+                "folds are allowed. Choose fewer, or label more images."
             )
         numbers = draw_folds(offsets, labels, codes, folds, rng)
-        return labeled, Apart(labeled, groups, numbers, _folds_note(folds, len(labeled), few and not certify.folds))
+        return labeled, Apart(labeled, groups, numbers, _folds_note(folds, len(labeled), few))
     aside = even_draw(offsets, labels, codes, fraction, rng)
     if not aside.any() or aside.all():
         raise InputError(
-            f"certify.fraction={fraction}: sets {int(aside.sum())} of {len(labeled)} labeled images aside; some must be "
-            "set aside and some left to train on. Choose another fraction, certify.folds=5, or label more images."
+            f"certify.fraction={fraction}: sets {int(aside.sum())} of {len(labeled)} labeled images aside; some must "
+            "be set aside and some left to train on. Choose another fraction, certify.folds=5, or label more images."
         )
-    note = f"Set aside to certify on: {int(aside.sum())} of {len(labeled)} labeled images, drawn with the seed."
+    note = f"To certify on: {int(aside.sum())} of {len(labeled)} labeled images, set aside with the seed."
     return labeled.select(~aside), Apart(labeled.select(aside), groups[aside], None, note)
 
 
 def _folds_note(folds: int, images: int, chosen: bool) -> str:
     why = " (too few labels to set a part aside)" if chosen else ""
-    return f"Precision is estimated with {folds} teachers that each leave out a {folds}th of {images} images{why}."
+    return f"To certify on: {images} labeled images in {folds} folds; {folds} teachers each leave one out{why}."

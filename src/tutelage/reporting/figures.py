@@ -90,6 +90,14 @@ class Whisker:
     shown: bool  # the interval leaves zero out
 
 
+@dataclass(frozen=True, slots=True)
+class Band:
+    """A curve with its interval."""
+
+    role: str  # color and dashes
+    points: NDArray[np.float64]  # (rows, 4) x, y, low, high; NaN where undefined
+
+
 def line_figure(
     curves: Sequence[Curve], *, title: str, xlabel: str, ylabel: str = "", square: bool = False, markers: bool = False
 ) -> str:
@@ -136,6 +144,30 @@ def histogram_figure(counts: NDArray[Any], thresholds: Sequence[float], *, title
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.grid(False, axis="x")
         axes.set(xlim=(0, 1), xlabel=xlabel, ylabel=ylabel)
+        return _finish(figure, title)
+
+
+def threshold_figure(bands: Sequence[Band], threshold: float, wanted: float, *, shown: bool, title: str) -> str:
+    """Shares in 0..1 over a threshold in 0..1 with their intervals; `wanted` of the first is a line.
+
+    The threshold that is taken is marked on the first curve, hollow where nothing is `shown` there.
+    """
+    with matplotlib.rc_context(SETTINGS):
+        figure, axes = _axes(3.4, 2.5)
+        axes.axhline(wanted, color=STAND_INS["ink"], linewidth=0.9, linestyle=(0, (1, 2)))
+        axes.axvline(threshold, color=STAND_INS["ink"], linewidth=0.9, linestyle=(0, (4, 2)))
+        for band in bands:
+            x, y, low, high = band.points.T
+            color = STAND_INS[band.role]
+            axes.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
+            axes.plot(x, y, color=color, linestyle=DASHES[band.role], linewidth=1.6)
+        x, y = bands[0].points[:, :2].T
+        color = STAND_INS[bands[0].role]
+        face = color if shown else "none"
+        at = int(np.argmin(np.abs(x - threshold)))
+        axes.plot([x[at]], [y[at]], "o", markersize=6, color=color, markerfacecolor=face, markeredgewidth=1.4)
+        axes.text(threshold, 1.05, f"{threshold:.4g}", transform=axes.get_xaxis_transform(), ha="center")
+        axes.set(xlim=(0, 1.005), ylim=(0, 1.02), xlabel="threshold")
         return _finish(figure, title)
 
 

@@ -16,8 +16,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from tutelage.data.thumbnails import Album
-from tutelage.files import write_text
+from tutelage.files import read_json, write_text
 from tutelage.reporting import models as arms
+from tutelage.reporting.certificate import certificate_of_run, certificate_view
 from tutelage.reporting.curves import training_figures
 from tutelage.reporting.figures import whisker_figure
 from tutelage.reporting.kinds import KINDS, Kind
@@ -54,6 +55,7 @@ def write_report(run_folder: Path) -> Path:
         "trainings": training_figures(run, *kind.headline),
         "recall": kind.recall(models, class_names) if kind.recall else None,
         "pseudo": pseudo_labels(run, kind.view_store, class_names, album),
+        "certificate": certificate_of_run(run),
         "comparison": _comparison(models, kind, class_names, album, int(run.record.get("seed") or 0)),
         "costs": _costs(run.record.get("seconds") or {}),
         "stages": list(run.stages.values()),
@@ -61,6 +63,16 @@ def write_report(run_folder: Path) -> Path:
     }
     target = run.folder / "report.html"
     write_text(target, _environment().get_template("report.html").render(**sections, missing=album.missing))
+    return target
+
+
+def write_certificate(folder: Path) -> Path:
+    """Writes `report.html` into the folder of a certificate and returns its path."""
+    record = read_json(folder / "run.json")
+    view = certificate_view(record, record.get("gap") or "", record.get("unseen") or "")
+    target = folder / "report.html"
+    page = _environment().get_template("certify.html")
+    write_text(target, page.render(certificate=view, folder=folder.resolve().name))
     return target
 
 
@@ -165,6 +177,7 @@ def _sets(data: Mapping[str, Any]) -> list[dict[str, Any]]:
     titles = {
         "labeled": "Labeled",
         "classification": "Classified",
+        "certify": "Set aside to certify on",
         "pool": "Unlabeled pool",
         "val": "Selection split",
         "test": "Test",

@@ -21,7 +21,7 @@ from tutelage.tasks.table import TASKS
 from tutelage.types import Annotation, InputError
 from tutelage.workflows.options import Paths, resolve
 from tutelage.workflows.prepare import Prepared
-from tutelage.workflows.stages import Stage, given_model, given_store
+from tutelage.workflows.stages import Stage, console, given_model, given_store
 
 UNIMPORTANT = ("init", "num_classes", "loss", "drop_path")  # keys of a model whose weights fit all the same
 Formats = dict[Annotation, dict[str, tuple[Callable[..., None], str]]]
@@ -123,6 +123,23 @@ def open_all(sources: tuple[str, ...], config: RunConfig, *, unlabeled: bool = F
         return open_index(source, config.data, images=images, unlabeled=unlabeled, split=split, annotation=annotation)
 
     return join([opened(source) for source in sources])
+
+
+def of_the_models_classes(index: Index, trained: Stage, option: str) -> Index:
+    """Labeled images with the classes of a model, matched by name; those left out are printed.
+
+    Raises:
+        InputError: no class is one of the model's.
+    """
+    known: list[str] = read_card(trained.model_folder)["class_names"]
+    if not set(index.class_names) & set(known):
+        raise InputError(
+            f"{option}: no class is one of the model's: it has {', '.join(known[:10])}, the data "
+            f"{', '.join(index.class_names[:10])}. Make the names equal, or give other data."
+        )
+    if others := [name for name in index.class_names if name not in known]:
+        console.print(f"[yellow]{option}: left out are {', '.join(others)}, which the model does not know.[/]")
+    return index.with_classes(known)
 
 
 def load_trained(stage: Stage, task: str) -> Network:

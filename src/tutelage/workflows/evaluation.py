@@ -21,11 +21,10 @@ from tutelage.data.splits import group_ids, merge_groups
 from tutelage.engine.guard import device_batch
 from tutelage.engine.progress import Progress
 from tutelage.engine.runtime import Runtime, launch
-from tutelage.files import atomic, read_json
+from tutelage.files import atomic
 from tutelage.tasks.table import build_task
 from tutelage.tasks.task import Columns, Judged, Tally, Task
-from tutelage.types import InputError
-from tutelage.workflows.assembly import load_trained, open_all, open_model
+from tutelage.workflows.assembly import load_trained, of_the_models_classes, open_all, open_model
 from tutelage.workflows.options import Paths, require_sources
 from tutelage.workflows.stages import Place, Stage, console, figure_lines, run_stage
 
@@ -68,15 +67,7 @@ def evaluate(
     place.prepare(overwrite=overwrite)
     sets = open_all(config.sources.test, config)
     assert sets is not None, "require_sources has seen to it"
-    card: dict[str, Any] = read_json(trained.model_folder / "model.json")
-    if not set(sets.class_names) & set(card["class_names"]):
-        raise InputError(
-            f"--test: no class is one of the model's: it has {', '.join(card['class_names'][:10])}, the data "
-            f"{', '.join(sets.class_names[:10])}. Make the names equal, or give other data."
-        )
-    if others := [name for name in sets.class_names if name not in card["class_names"]]:
-        console.print(f"[yellow]--test: left out are {', '.join(others)}, which the model does not know.[/]")
-    index = sets.with_classes(tuple(card["class_names"]))
+    index = of_the_models_classes(sets, trained, "--test")
     task = build_task(config, index.class_names)
     groups = merge_groups(group_ids(index, config.data.group), near_duplicate_groups(index, config.data))
     stage = launch(config.runtime, _evaluate, place, config, task, trained, index, groups)

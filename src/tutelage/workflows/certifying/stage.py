@@ -1,0 +1,231 @@
+"""The certify stage: teachers label images that they did not train on, and what they claim is held against people.
+
+Legend: K classes, n images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tutelage.config import CertifyConfig, RunConfig
+from tutelage.data.index import Index
+from tutelage.data.loader import evaluation_batches
+from tutelage.data.pseudo.kinds import KINDS
+from tutelage.engine.guard import device_batch
+from tutelage.engine.progress import Progress
+from tutelage.engine.runtime import Runtime
+from tutelage.reporting.certificate import certificate_lines
+from tutelage.stats.certificate import Sums, certify_class
+from tutelage.tasks.claims import joined_sums
+from tutelage.tasks.table import build_task
+from tutelage.tasks.task import Task
+from tutelage.types import Prediction
+from tutelage.workflows.assembly import load_trained
+from tutelage.workflows.prepare import Prepared
+from tutelage.workflows.stages import Place, Stage, console, run_stage
+from tutelage.workflows.training import train_teacher
+
+Graph = dict[str, Stage]
+FIRST = "certify-1"
+
+
+@dataclass(frozen=True)
+class Labeler:
+    """A finished model, and images with human labels that it did not train on."""
+
+    trained: Stage
+    images: Index
+    groups: NDArray[np.int64]  # (images,) numbers of images that count as one
+
+
+def certify_stage(
+    place: Place,
+    name: str,
+    config: RunConfig,
+    task: Task,
+    labelers: Sequence[Labeler],
+    runtime: Runtime,
+    *,
+    certified: bool,
+    told: dict[str, Any],
+) -> Stage:
+    """The stage that says what precision and recall pseudo-labels have at every threshold.
+
+    Args:
+        place: where the stage is made.
+        name: the stage's name.
+        config: the run.
+        task: labels as it does in labeling, and counts what is right.
+        labelers: one teacher, or one a fold.
+        runtime: devices.
+        certified: whether the one labeler is the teacher itself; else the result is an estimate.
+        told: what else the record says; part of the stage's key.
+    """
+    key = {
+        "kind": "certify",
+        "task": config.task,
+        "labelers": [[one.trained.hash, one.images.fingerprint] for one in labelers],
+        "certified": certified,
+        "label": config.label.model_dump(mode="json", exclude={"part_size"}),
+        "model": config.model.model_dump(mode="json", exclude={"num_classes", "init"}),
+        "data": config.data.model_dump(mode="json"),
+        "postprocess": config.postprocess.model_dump(mode="json"),
+        "certify": config.certify.model_dump(mode="json", include={"precision", "confidence", "iou"}),
+        **told,
+    }
+
+    def work(stage: Stage) -> dict[str, Any]:
+        shares = [claimed(one, config, task, runtime) for one in labelers]
+        if not runtime.is_main:
+            return {}
+        groups = np.concatenate([one.groups for one in labelers])
+        sums = [joined_sums(parts, np.arange(len(groups))) for parts in zip(*shares, strict=True)]
+        record = {
+            "kind": "certify",
+            "certified": certified,
+            "folds": 0 if certified else len(labelers),
+            "unit": KINDS[task.annotation].unit,
+            "num_images": len(groups),
+            "num_groups": len(np.unique(groups)),
+            **told,
+            **certificate(sums, task.class_names, groups, config.certify),
+        }
+        console.print("\n".join(certificate_lines(record)))
+        return record
+
+    return run_stage(place, name, key, runtime, work)
+
+
+def claimed(labeler: Labeler, config: RunConfig, task: Task, runtime: Runtime) -> list[Sums]:
+    """By class, what the labeler claims in its images as it would in the pool; processes share the work."""
+    rows = np.arange(runtime.rank, len(labeler.images), runtime.world_size)
+    found = task.claims(_labeled(labeler, config, task, runtime, rows), labeler.images, config.data, config.certify.iou)
+    shares = runtime.gather((rows, found))
+    order = np.argsort(np.concatenate([each for each, _ in shares]))
+    return [joined_sums(parts, order) for parts in zip(*(sums for _, sums in shares), strict=True)]
+
+
+def _labeled(
+    labeler: Labeler, config: RunConfig, task: Task, runtime: Runtime, rows: NDArray[np.int64]
+) -> Iterator[Prediction]:
+    """What labeling would store of `rows`: its views and scales, not the single pass that is measured."""
+    model = load_trained(labeler.trained, config.task).to(runtime.device).eval()
+    batches = evaluation_batches(
+        labeler.images,
+        canvas=config.model.canvas,
+        data=config.data,
+        device_batch_size=device_batch(config.teacher.batch_size, runtime),
+        rows=rows,
+        workers=runtime.workers,
+        tolerant=False,
+    )
+    with Progress("certify", len(rows), runtime.is_main, unit="images") as progress:
+        for batch, _ in batches:
+            assert batch is not None, "an intolerant loader skips nothing"
+            with runtime.autocast():
+                found = task.predict(model, batch.to(runtime.device), config.label)
+            yield from found
+            progress.advance(len(found))
+
+
+def certificate(
+    sums: Sequence[Sums], class_names: tuple[str, ...], groups: NDArray[np.int64], certify: CertifyConfig
+) -> dict[str, Any]:
+    """Of every class the curve, the threshold that is taken, and what was counted; plain values.
+
+    A class that cannot be shown to reach the precision takes the threshold of its best lower bound, and one that was
+    never claimed the highest.
+    """
+    numbers = np.unique(groups, return_inverse=True)[1]
+    classes = {}
+    for name, one in zip(class_names, sums, strict=True):
+        found = certify_class(one, certify.precision, certify.confidence, numbers).as_dict()
+        totals = {part: getattr(one, part).sum(axis=1).tolist() for part in ("claims", "hits")}
+        truths = {"truths": int(one.truths.sum()), "images": int((one.truths > 0).sum())}
+        classes[name] = {**found, **totals, **truths}
+    return {
+        "precision": certify.precision,
+        "confidence": certify.confidence,
+        "iou": certify.iou,
+        "thresholds": {name: _threshold(one) for name, one in classes.items()},
+        "classes": classes,
+    }
+
+
+def _threshold(found: dict[str, Any]) -> float:
+    if found["chosen"] is not None:
+        return float(found["chosen"])
+    return float(found["best"][0] if found["best"] else found["thresholds"][-1])
+
+
+def certify_round(
+    graph: Graph,
+    place: Place,
+    config: RunConfig,
+    prepared: Prepared,
+    labeler: Stage | None,
+    runtime: Runtime,
+    *,
+    suffix: str,
+) -> RunConfig:
+    """The config of a round of `fit`, with what is certified of its labeler; enters the stages into `graph`.
+
+    On a part set aside every round's own labeler is certified. Folds estimate the first round's teacher alone, as each
+    of them would need a chain of students.
+
+    Args:
+        graph: the run's stages so far.
+        place: where stages are made.
+        config: the run.
+        prepared: its data; without images to certify on nothing happens.
+        labeler: the model that labels the pool in this round; folds do without.
+        runtime: devices.
+        suffix: of the round's stages, for example `-1`.
+    """
+    apart = prepared.apart
+    if apart is None:
+        return config
+    name = f"certify{suffix}" if apart.certified else FIRST
+    if name not in graph:
+        task = build_task(config, prepared.sets.labeled.class_names)
+        if apart.certified:
+            assert labeler is not None, "a part set aside certifies one model"
+            labelers, about = [Labeler(labeler, apart.images, apart.groups)], labeler.name
+        else:
+            labelers, about = fold_labelers(graph, place, config, prepared, runtime), "teacher"
+        told = {"about": about}
+        graph[name] = certify_stage(place, name, config, task, labelers, runtime, certified=apart.certified, told=told)
+    return with_certificate(config, graph, suffix)
+
+
+def fold_labelers(graph: Graph, place: Place, config: RunConfig, prepared: Prepared, runtime: Runtime) -> list[Labeler]:
+    """Teachers that each leave out a fold, trained as the run's own, with the fold that they left out."""
+    apart = prepared.apart
+    assert apart is not None and apart.folds is not None, "asked for where there are folds"
+    labelers = []
+    for fold in range(int(apart.folds.max()) + 1):
+        out = apart.folds == fold
+        sets = replace(prepared.sets, labeled=apart.images.select(~out))
+        name = f"fold-{fold + 1}"
+        graph[name] = train_teacher(place, name, config, replace(prepared, sets=sets), runtime)
+        labelers.append(Labeler(graph[name], apart.images.select(out), apart.groups[out]))
+    return labelers
+
+
+def certificate_of(graph: Graph, suffix: str) -> Stage | None:
+    """The certificate that a round goes by: its own, or the first round's; None where there is none."""
+    return graph.get(f"certify{suffix}", graph.get(FIRST))
+
+
+def with_certificate(config: RunConfig, graph: Graph, suffix: str) -> RunConfig:
+    """The config with the round's certified thresholds, where `pseudo.score_threshold` asks for them."""
+    stage = certificate_of(graph, suffix)
+    if config.pseudo.score_threshold != "certified" or stage is None:
+        return config
+    pseudo = config.pseudo.model_copy(update={"score_threshold": stage.record["thresholds"]})
+    return config.model_copy(update={"pseudo": pseudo})
