@@ -47,6 +47,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace the run in
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="any option of the config")]
 Plan = Annotated[bool, typer.Option("--plan", help="print stages and estimated hours; start nothing")]
 Stages = Annotated[str, typer.Option(help="folder of stages shared between runs")]
+Verdicts = Annotated[str, typer.Option(help="what people said of pseudo-labels: a file that review wrote")]
 Model = Annotated[str, typer.Argument(help="run, stage or model folder")]
 Inputs = Annotated[list[str], typer.Argument(help="image files or folders")]
 
@@ -104,6 +105,7 @@ def fit(
     recipe: Recipe = "",
     teacher: Annotated[str, typer.Option(help="label with this finished model, train none")] = "",
     pseudo: Annotated[str, typer.Option(help="take this finished store, label nothing in round 1")] = "",
+    verdicts: Verdicts = "",
     stages: Stages = "",
     seed: Seed = None,
     device: Device = "",
@@ -134,6 +136,7 @@ def train(
     recipe: Recipe = "",
     teacher: Annotated[str, typer.Option(help="with --pseudo: the model that the student starts from")] = "",
     pseudo: Annotated[str, typer.Option(help="train a student on this store and the pool it was made of")] = "",
+    verdicts: Verdicts = "",
     seed: Seed = None,
     device: Device = "",
     devices: Devices = 0,

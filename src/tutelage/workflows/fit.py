@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.config import RunConfig
-from tutelage.data.pseudo import open_store, require_kept
+from tutelage.data.pseudo import require_kept
 from tutelage.engine.runtime import Runtime, launch
 from tutelage.files import atomic_folder, copy_files, read_json, write_json, write_text
 from tutelage.reporting.page import write_report
@@ -40,6 +40,7 @@ def fit(
     recipe: str | Path = "",
     teacher: str | Path = "",
     pseudo: str | Path = "",
+    verdicts: str | Path = "",
     stages: str | Path = "",
     seed: int | None = None,
     device: str = "",
@@ -64,6 +65,7 @@ def fit(
         recipe: name or YAML file.
         teacher: a finished model to label with, in place of training one.
         pseudo: a finished store, in place of labeling the pool.
+        verdicts: what people said of the pool's pseudo-labels (a file of `review`), in every round.
         stages: folder of stages shared between runs; `out/stages` when empty.
         seed: of everything drawn.
         device: auto, cpu, cuda or mps.
@@ -82,7 +84,7 @@ def fit(
     """
     out = Path(out)
     given = {"labeled": labeled, "unlabeled": unlabeled, "val": val, "test": test, "classification": classification}
-    entering: dict[str, Paths] = {"teacher": teacher, "pseudo": pseudo, "stages": stages}
+    entering: dict[str, Paths] = {"teacher": teacher, "pseudo": pseudo, "verdicts": verdicts, "stages": stages}
     sources: dict[str, Paths] = {**given, **entering, "labeled_list": labeled_list, "images": images}
     config = resolve(recipe, overrides, sources, task=task, seed=seed, device=device, devices=devices)
     if not plan:
@@ -170,13 +172,13 @@ def _store(
         held_out = prepared.held_out
         graph[name] = label_stage(place, name, config, task, labeler, sets.pool, held_out, runtime, round_=round_)
     try:
-        require_kept(open_store(graph[name].folder), config.pseudo)
+        require_kept(pseudo_labels(graph[name], prepared), config.pseudo)
     except InputError as error:
         raise InputError(
             f"{error} With another --out and --stages {place.folder}, teacher and store are taken from this run."
         ) from None
     if runtime.is_main:
-        _warn_of_empty_images(open_store(graph[name].folder).counts(config.pseudo), config)
+        _warn_of_empty_images(pseudo_labels(graph[name], prepared).counts(config.pseudo), config)
     return graph[name]
 
 
@@ -221,7 +223,7 @@ def _conclude(out: Path, config: RunConfig, prepared: Prepared, graph: Graph, gi
     record = {
         **compare(config, prepared, graph),
         **provenance(config),
-        "pseudo": _pseudo_record(config, graph),
+        "pseudo": _pseudo_record(config, prepared, graph),
         "stages": {name: str(_relative(stage.folder, out)) for name, stage in graph.items()},
         "seconds": {name: stage.record["seconds"] for name, stage in graph.items() if name not in given_stages},
     }
@@ -235,9 +237,9 @@ def _conclude(out: Path, config: RunConfig, prepared: Prepared, graph: Graph, gi
     return record
 
 
-def _pseudo_record(config: RunConfig, graph: Graph) -> dict[str, Any]:
+def _pseudo_record(config: RunConfig, prepared: Prepared, graph: Graph) -> dict[str, Any]:
     """What the last round's store holds at this run's threshold."""
-    store = open_store(graph["pseudo" + suffix(config.rounds, 0)].folder)
+    store = pseudo_labels(graph["pseudo" + suffix(config.rounds, 0)], prepared)
     return {
         "threshold": config.pseudo.model_dump(mode="json")["score_threshold"],
         "counts": store.counts(config.pseudo),

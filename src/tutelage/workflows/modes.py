@@ -15,7 +15,7 @@ from tutelage.data.duplicates import HashBook
 from tutelage.data.index import Index
 from tutelage.data.joining import join
 from tutelage.data.loader import labeled_pair_batches, pool_pair_batches, train_batches
-from tutelage.data.pseudo import open_store, store_index
+from tutelage.data.pseudo import PseudoStore, open_store, store_index
 from tutelage.engine.loop import Stream
 from tutelage.engine.objectives import Student
 from tutelage.engine.online import OnlineStudent, teacher_decay
@@ -74,7 +74,8 @@ class Offline:
     ) -> dict[str, Any]:
         """The store for the student; the control depends on no pool."""
         if student.second_stream == "pool":
-            return {"store": _made(pseudo).hash, "pseudo": config.pseudo.model_dump(mode="json")}
+            said = {"verdicts": prepared.verdicts.digest()} if prepared.verdicts else {}
+            return {"store": _made(pseudo).hash, "pseudo": config.pseudo.model_dump(mode="json"), **said}
         hidden = _made(pseudo).hash if student.second_stream == "hidden" else ""
         return {"ratio": config.pseudo.ratio, "hidden": hidden}
 
@@ -98,7 +99,7 @@ class Offline:
     ) -> Index:
         if student.second_stream == "labeled":
             return prepared.sets.labeled
-        store = open_store(_made(pseudo).folder)
+        store = pseudo_labels(_made(pseudo), prepared)
         pool = pool_of(prepared)
         return (
             pool.select(store.usable_rows())
@@ -124,6 +125,11 @@ class Online:
             raise InputError(
                 f"--pseudo {config.sources.pseudo}: with student.mode=online the pool is labeled as training goes; no "
                 "store is allowed. Leave it out, or set student.mode=offline."
+            )
+        if config.sources.verdicts:
+            raise InputError(
+                f"--verdicts {config.sources.verdicts}: with student.mode=online nobody can have looked at the labels; "
+                "no verdicts are allowed. Leave them out, or set student.mode=offline."
             )
         if config.pseudo.empty == "drop" and config.student.ignored == "drop":
             raise InputError(
@@ -189,6 +195,11 @@ def pool_of(prepared: Prepared) -> Index:
     """The pool, where the graph has seen to it that there is one."""
     assert prepared.sets.pool is not None, "the graph asks for a pool only where there is one"
     return prepared.sets.pool
+
+
+def pseudo_labels(made: Stage, prepared: Prepared) -> PseudoStore:
+    """The store of a stage, with what people said of it."""
+    return open_store(made.folder).with_verdicts(prepared.verdicts, "--verdicts")
 
 
 def _made(pseudo: Stage | None) -> Stage:

@@ -12,7 +12,7 @@ from tutelage.config import RunConfig, load_config
 from tutelage.tasks.table import TASKS
 from tutelage.types import InputError
 
-SINGLE = ("labeled_list", "images", "teacher", "pseudo", "stages")  # sources that are one path
+SINGLE = ("labeled_list", "images", "teacher", "pseudo", "verdicts", "stages")  # sources that are one path
 Paths = str | Path | Iterable[str | Path]
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from tutelage.config import METRICS_OF_TASK, RunConfig, TrainConfig
 from tutelage.data.index import Index
 from tutelage.data.loader import train_batches
-from tutelage.data.pseudo import open_store, require_kept
+from tutelage.data.pseudo import require_kept
 from tutelage.data.sources import DataSets
 from tutelage.engine import loop
 from tutelage.engine.loop import Stream, Training
@@ -30,7 +30,7 @@ from tutelage.types import InputError
 from tutelage.workflows.assembly import load_trained, open_given
 from tutelage.workflows.evaluation import evaluate_stage, judge_all
 from tutelage.workflows.joint import JointTraining, joint_training
-from tutelage.workflows.modes import MODES, reading
+from tutelage.workflows.modes import MODES, pseudo_labels, reading
 from tutelage.workflows.options import Paths, require_sources, resolve
 from tutelage.workflows.prepare import Prepared, prepare
 from tutelage.workflows.stages import (
@@ -58,6 +58,7 @@ def train(
     recipe: str | Path = "",
     teacher: str | Path = "",
     pseudo: str | Path = "",
+    verdicts: str | Path = "",
     seed: int | None = None,
     device: str = "",
     devices: int = 0,
@@ -80,6 +81,7 @@ def train(
         recipe: name or YAML file.
         teacher: the model that a student starts from.
         pseudo: the student's pseudo-label store; none where its teacher learns on (`student.mode=online`).
+        verdicts: with `pseudo`, what people said of it (a file of `review`).
         seed: of everything drawn.
         device: auto, cpu, cuda or mps.
         devices: how many.
@@ -96,6 +98,7 @@ def train(
         **given,
         "teacher": teacher,
         "pseudo": pseudo,
+        "verdicts": verdicts,
         "labeled_list": labeled_list,
         "images": images,
     }
@@ -126,7 +129,7 @@ def _require_all_of_a_student(config: RunConfig) -> None:
     sources, mode = config.sources, MODES[config.student.mode]
     has_pool = bool(sources.unlabeled) or config.data.rest_as_pool
     has_store = bool(sources.pseudo) or not mode.needs_store
-    if not (sources.teacher or sources.pseudo):
+    if not (sources.teacher or sources.pseudo or sources.verdicts):
         return
     if not (sources.teacher and has_pool and has_store):
         raise InputError(
@@ -143,7 +146,7 @@ def _train_graph(
     sets = prepared.sets
     if given:
         if "pseudo-1" in given:
-            require_kept(open_store(given["pseudo-1"].folder), config.pseudo)
+            require_kept(pseudo_labels(given["pseudo-1"], prepared), config.pseudo)
         trained = train_student(
             place,
             "student",
