@@ -18,10 +18,12 @@ from torch import Tensor
 
 from tutelage.engine.memory import available_bytes, step_bytes
 from tutelage.engine.objectives import Objective
+from tutelage.engine.optim import averaged_copy
 from tutelage.engine.recompute import recomputed_activations
 from tutelage.engine.runtime import Runtime
 from tutelage.types import Batch, InputError, PaddedBoxes
 
+FORWARD_SHARE = 1 / 3  # of a training step's work that a forward pass takes
 BOXES_REHEARSED = 8  # an image; memory hardly depends on it
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 
@@ -102,11 +104,12 @@ class StreamSize(NamedTuple):
 
     images: int  # over all devices
     canvas: tuple[int, int]  # (height, width)
+    views: int = 1  # the first is trained on; a teacher looks at the others
 
     @property
-    def pixels(self) -> int:
-        """Of all images."""
-        return self.images * math.prod(self.canvas)
+    def pixels(self) -> float:
+        """Of all images; those that are only looked at count by their share of the work."""
+        return self.images * math.prod(self.canvas) * (1 + (self.views - 1) * FORWARD_SHARE)
 
 
 def rehearse(objective: Objective, streams: Mapping[str, StreamSize], runtime: Runtime) -> float:
@@ -152,6 +155,7 @@ class _Rehearsal:
         self._objective = copy.deepcopy(objective).to(runtime.device).train()
         if runtime.config.channels_last:
             self._objective.to(memory_format=torch.channels_last)
+        self._ema = averaged_copy(self._objective.model) if objective.needs_ema else None
         self._streams, self._runtime = streams, runtime
 
     def fits(self, num_images: int) -> bool:
@@ -186,20 +190,20 @@ class _Rehearsal:
         """What goes with `num_images` labeled images."""
         share = num_images / self._streams["labeled"].images
         return {
-            name: StreamSize(max(1, round(share * stream.images)), stream.canvas)
-            for name, stream in self._streams.items()
+            name: stream._replace(images=max(1, round(share * stream.images))) for name, stream in self._streams.items()
         }
 
     def _forward(self, num_images: int) -> Tensor:
         objective, runtime = self._objective, self._runtime
         batches = {name: _blank_batch(*size).to(runtime.device) for name, size in self._share(num_images).items()}
-        targets = objective.prepare(batches)
+        with runtime.autocast():
+            targets = objective.prepare(batches, self._ema)
         with recomputed_activations(objective.model, runtime.config.activation_checkpointing), runtime.autocast():
             sums = objective(batches, targets)
         return objective.total(sums, objective.counts(targets))
 
 
-def _blank_batch(size: int, canvas: tuple[int, int]) -> Batch:
+def _blank_batch(size: int, canvas: tuple[int, int], views: int) -> Batch:
     """Gray images with a box, a mask and a class each, so that every task can be rehearsed."""
     height, width = canvas
     box = torch.tensor([0.25 * width, 0.25 * height, 0.75 * width, 0.75 * height])
@@ -211,9 +215,9 @@ def _blank_batch(size: int, canvas: tuple[int, int]) -> Batch:
         valid=torch.ones(size, BOXES_REHEARSED, dtype=torch.bool),
     )
     return Batch(
-        images=torch.full((size, 1, height, width, 3), 128, dtype=torch.uint8).permute(0, 1, 4, 2, 3),
-        matrix=torch.eye(3, dtype=torch.float64).expand(size, 1, 3, 3).contiguous(),
-        valid=torch.tensor(canvas).expand(size, 1, 2).contiguous(),
+        images=torch.full((size, views, height, width, 3), 128, dtype=torch.uint8).permute(0, 1, 4, 2, 3),
+        matrix=torch.eye(3, dtype=torch.float64).expand(size, views, 3, 3).contiguous(),
+        valid=torch.tensor(canvas).expand(size, views, 2).contiguous(),
         image_ids=torch.arange(size),
         sizes=torch.tensor(canvas).expand(size, 2).contiguous(),
         boxes=boxes,

@@ -17,6 +17,7 @@ from tutelage.workflows.comparison import compare
 from tutelage.workflows.evaluation import evaluate_stage
 from tutelage.workflows.joint import teachers
 from tutelage.workflows.labeling import label_stage
+from tutelage.workflows.modes import MODES, pool_of, pseudo_labels, sample_of_pool
 from tutelage.workflows.options import Paths, require_sources, resolve
 from tutelage.workflows.plan import make_plan, plan_lines
 from tutelage.workflows.prepare import Prepared, prepare
@@ -91,6 +92,7 @@ def fit(
         config = open_run(out, config, overrides, overwrite=overwrite, resume=resume)
     require_sources(config, "labeled")
     _require_no_control(config)
+    MODES[config.student.mode].check(config)
     prepared = prepare(config)
     _require_pool(prepared, config)
     build_task(config, prepared.sets.labeled.class_names).check_label(config.label)
@@ -113,6 +115,7 @@ def run_graph(runtime: Runtime, config: RunConfig, prepared: Prepared, place: Pl
     """Every stage of a fit, made or taken, by name; runs in each process."""
     sets = prepared.sets
     task = build_task(config, sets.labeled.class_names)
+    mode = MODES[config.student.mode]
     graph: Graph = dict(given)
 
     def evaluated(name: str, trained: Stage) -> None:
@@ -130,7 +133,10 @@ def run_graph(runtime: Runtime, config: RunConfig, prepared: Prepared, place: Pl
     for repeat in range(config.repeats):
         previous = {arm: graph["teacher"] for arm in arms(config)}
         for round_ in range(1, config.rounds + 1):
-            store = _store(graph, place, config, prepared, previous["student"], runtime, round_=round_, repeat=repeat)
+            store = None
+            if mode.needs_store:
+                labeler = previous["student"]
+                store = _store(graph, place, config, prepared, labeler, runtime, round_=round_, repeat=repeat)
             for arm, second_stream in arms(config).items():
                 name = arm + suffix(round_, repeat)
                 graph[name] = train_student(
@@ -139,6 +145,8 @@ def run_graph(runtime: Runtime, config: RunConfig, prepared: Prepared, place: Pl
                 )  # fmt: skip
                 evaluated(name, graph[name])
                 previous[arm] = graph[name]
+    if not mode.needs_store:
+        graph["pseudo-1"] = _sampled_store(place, config, prepared, graph["student-1"], runtime)
     return graph
 
 
@@ -182,6 +190,13 @@ def _store(
     return graph[name]
 
 
+def _sampled_store(place: Place, config: RunConfig, prepared: Prepared, student: Stage, runtime: Runtime) -> Stage:
+    """What a teacher that learned on says, at its end, of a seeded sample of the pool: to be looked at."""
+    task = build_task(config, prepared.sets.labeled.class_names)
+    sample = sample_of_pool(config, pool_of(prepared))
+    return label_stage(place, "pseudo-1", config, task, student, sample, prepared.held_out, runtime, round_=1)
+
+
 EMPTY_IMAGES: dict[Annotation, str] = {
     "boxes": "no box at or above the threshold and will be trained on as background",
     "masks": "no pixel at or above the threshold and will take part without teaching anything",
@@ -223,6 +238,7 @@ def _conclude(out: Path, config: RunConfig, prepared: Prepared, graph: Graph, gi
     record = {
         **compare(config, prepared, graph),
         **provenance(config),
+        "notes": [*prepared.sets.notes, *MODES[config.student.mode].notes(config, prepared, graph)],
         "pseudo": _pseudo_record(config, prepared, graph),
         "stages": {name: str(_relative(stage.folder, out)) for name, stage in graph.items()},
         "seconds": {name: stage.record["seconds"] for name, stage in graph.items() if name not in given_stages},

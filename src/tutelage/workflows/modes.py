@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
+import numpy as np
+
 from tutelage.config import RunConfig, StudentConfig
 from tutelage.data.duplicates import HashBook
 from tutelage.data.index import Index
@@ -33,6 +35,11 @@ class Mode(Protocol):
     @property
     def needs_store(self) -> bool:
         """Whether the pool is labeled before a student is trained."""
+        ...
+
+    @property
+    def views(self) -> int:
+        """Views of each image of the second stream: one is trained on, a teacher looks at the others."""
         ...
 
     def check(self, config: RunConfig) -> None:
@@ -59,12 +66,17 @@ class Mode(Protocol):
         """The decay of averaged weights after a step, as `Training` has it."""
         ...
 
+    def notes(self, config: RunConfig, prepared: Prepared, graph: Mapping[str, Stage]) -> list[str]:
+        """What a reader of the report should know, one sentence each."""
+        ...
+
 
 @dataclass(frozen=True)
 class Offline:
     """The teacher labels the pool once; the student reads the store."""
 
     needs_store: bool = True
+    views: int = 1
 
     def check(self, config: RunConfig) -> None:
         """Nothing is refused."""
@@ -94,6 +106,10 @@ class Offline:
         """That of `ema_decay`."""
         return None
 
+    def notes(self, config: RunConfig, prepared: Prepared, graph: Mapping[str, Stage]) -> list[str]:
+        """None."""
+        return []
+
     def _second_index(
         self, config: RunConfig, prepared: Prepared, student: StudentConfig, pseudo: Stage | None
     ) -> Index:
@@ -113,6 +129,7 @@ class Online:
     """The student's running average labels the pool as training goes."""
 
     needs_store: bool = False
+    views: int = 2
 
     def check(self, config: RunConfig) -> None:
         """Refuses rounds, a store from elsewhere, and empty images that would be trained on after all."""
@@ -172,6 +189,18 @@ class Online:
         """The teacher's."""
         return partial(teacher_decay, student.online.decay)
 
+    def notes(self, config: RunConfig, prepared: Prepared, graph: Mapping[str, Stage]) -> list[str]:
+        """What became of the images that the student drew, and what the store that is shown holds."""
+        drawn = graph["student-1"].record["second_stream"]
+        pool = pool_of(prepared)
+        return [
+            f"student-1: its running average labeled the pool as training went. Of {drawn['images']} images that it "
+            f"drew, {drawn['skipped']} could not be read and {drawn['leaks']} were also in the test set or selection "
+            "split; the next ones in the pool took their places.",
+            f"pseudo-1: the labels that its running average gives at the end, to {len(sample_of_pool(config, pool))} of "
+            f"{len(pool)} pool images, drawn by the seed.",
+        ]
+
 
 MODES: Mapping[str, Mode] = {"offline": Offline(), "online": Online()}
 
@@ -195,6 +224,12 @@ def pool_of(prepared: Prepared) -> Index:
     """The pool, where the graph has seen to it that there is one."""
     assert prepared.sets.pool is not None, "the graph asks for a pool only where there is one"
     return prepared.sets.pool
+
+
+def sample_of_pool(config: RunConfig, pool: Index) -> Index:
+    """`student.online.sample` images of the pool, drawn by the seed, in the pool's order."""
+    drawn = np.random.default_rng(np.random.SeedSequence([config.seed, *b"sample"])).permutation(len(pool))
+    return pool.select(np.sort(drawn[: config.student.online.sample]))
 
 
 def pseudo_labels(made: Stage, prepared: Prepared) -> PseudoStore:

@@ -9,18 +9,18 @@ from pathlib import Path
 
 from tutelage.config import RunConfig, TrainConfig
 from tutelage.data.index import Index
-from tutelage.engine.guard import StreamSize, rehearse, require_disk, split_batch
-from tutelage.engine.objectives import Objective, Student
+from tutelage.engine.guard import FORWARD_SHARE, StreamSize, rehearse, require_disk, split_batch
+from tutelage.engine.objectives import Objective
 from tutelage.engine.optim import num_steps_for
 from tutelage.engine.runtime import Runtime
 from tutelage.tasks.table import build_task
 from tutelage.workflows.joint import joint_training, teachers
+from tutelage.workflows.modes import MODES, sample_of_pool
 from tutelage.workflows.prepare import Prepared
 from tutelage.workflows.stages import Stage
 from tutelage.workflows.training import start_from
 
 STATE_COPIES = 6  # weights, averaged weights, two optimizer moments, the finished model, one checkpoint being replaced
-VIEW_SHARE = 1 / 3  # of a training step's work that a forward pass takes
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,10 @@ def make_plan(
         split_batch({stream: size.images for stream, size in streams.items()}, runtime)  # refused now, not hours later
         plan.append(_training(name, 1, config.teacher, len(sets.labeled), streams, pixel_seconds))
     views = len(config.label.views) * len(config.label.scales)
-    seen = pixel_seconds * math.prod(config.model.canvas) * VIEW_SHARE
-    stores = 1 + (config.rounds - 1) * config.repeats - ("pseudo-1" in given)
-    plan.append(PlannedStage("label", stores, f"{len(sets.pool)} images, {views} views", seen * views * len(sets.pool)))
+    seen = pixel_seconds * math.prod(config.model.canvas) * FORWARD_SHARE
+    mode, stores = MODES[config.student.mode], 1 + (config.rounds - 1) * config.repeats - ("pseudo-1" in given)
+    pool = len(sets.pool if mode.needs_store else sample_of_pool(config, sets.pool))
+    plan.append(PlannedStage("label", stores, f"{pool} images, {views} views", seen * views * pool))
     plan += [_training(arm, chains, config.student, len(sets.labeled), largest, pixel_seconds) for arm in arms]
     if sets.test is not None:
         plan.append(PlannedStage("evaluate", models, f"{len(sets.test)} test images", seen * len(sets.test)))
@@ -76,7 +77,9 @@ def _largest_objective(config: RunConfig, prepared: Prepared, given: Mapping[str
         start_from(task, config, config.model.init)
     if config.student.init not in ("teacher", "model"):
         start_from(task, config, config.student.init, "student.init")
-    student = Student(task, task.build_model(), config.student)
+    most = config.pseudo.model_copy(update={"score_threshold": 0.0})  # the most boxes that there can be
+    config = config.model_copy(update={"pseudo": most})
+    student = MODES[config.student.mode].objective(task, task.build_model(), config, config.student)
     joint = joint_training(config, prepared.classified, config.joint.student_weight)
     return joint.objective(student) if joint else student
 
@@ -85,7 +88,7 @@ def _streams(config: RunConfig, classified: Index | None, labeled: int, ratio: i
     """The streams of a training with so many labeled images a step, and with `ratio` second ones for each."""
     streams = {"labeled": StreamSize(labeled, config.model.canvas)}
     if ratio:
-        streams["second"] = StreamSize(labeled * ratio, config.model.canvas)
+        streams["second"] = StreamSize(labeled * ratio, config.model.canvas, MODES[config.student.mode].views)
     joint = joint_training(config, classified, 0.0)
     return streams if joint is None else {**streams, joint.stream: StreamSize(joint.batch_size(labeled), joint.canvas)}
 

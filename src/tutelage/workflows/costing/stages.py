@@ -14,6 +14,7 @@ from tutelage.engine.optim import num_steps_for
 from tutelage.workflows.costing.images import Images, pretrains
 from tutelage.workflows.costing.network import DryNetwork, classifier_network, main_network
 from tutelage.workflows.joint import added_images
+from tutelage.workflows.modes import MODES
 from tutelage.workflows.pretraining.probe import MOST_IMAGES
 
 FLOPS = 2  # of a multiply-add
@@ -39,6 +40,7 @@ class Pass:
     network: DryNetwork
     images: int
     views: int = 1  # of every image
+    looks: int = 0  # at every image, by a teacher: forward passes alone
 
 
 def stages_of(config: RunConfig, images: Images) -> list[Stage]:
@@ -55,10 +57,12 @@ def _fit(config: RunConfig, images: Images) -> list[Stage]:
     for name, added in _joint_arms(config, network).items():
         streams = [Pass(network, config.teacher.batch_size), *added]
         stages.append(_training(name, 1, config, config.teacher, images.labeled, streams))
-    stores = 1 + (config.rounds - 1) * config.repeats
-    stages.append(_labeling(config, network, stores, images.pool))
+    stores, mode = 1 + (config.rounds - 1) * config.repeats, MODES[config.student.mode]
+    labeled = images.pool if mode.needs_store else min(config.student.online.sample, images.pool)
+    stages.append(_labeling(config, network, stores, labeled))
     for arm in ("control", "student", *(["hidden"] if config.hidden_arm else [])):
-        streams = [Pass(network, student * (1 + ratio)), *_classified(config, student)]
+        second = Pass(network, student * ratio, looks=mode.views - 1)
+        streams = [Pass(network, student), second, *_classified(config, student)]
         stages.append(_training(arm, chains, config, config.student, images.labeled, streams))
     if images.test:
         models = sum(stage.times for stage in stages if stage.name != "label")
@@ -125,7 +129,11 @@ def _training(
 ) -> Stage:
     """A training; the first of its streams is the task's, and its network the one that is trained."""
     steps = num_steps_for(part, num_labeled)
-    flops = sum(stream.images * stream.views * flops_an_image(config, stream.network) for stream in streams)
+    flops = sum(
+        stream.images
+        * (stream.views * flops_an_image(config, stream.network) + stream.looks * FLOPS * stream.network.multiply_adds)
+        for stream in streams
+    )
     share = images_a_pass(config, part.batch_size) / part.batch_size
     activations = sum(stream.images * stream.views * stream.network.activations for stream in streams)
     first = streams[0]
