@@ -98,6 +98,15 @@ def test_an_unknown_network_is_answered_with_near_names() -> None:
         build_backbone("resnet5o")
 
 
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [("swin_tiny_patch4_window7_224", "takes images of one size alone"), ("mambaout_femto", "with the channels last")],
+)
+def test_a_network_of_one_size_or_with_channels_last_is_refused(name: str, found: str) -> None:
+    with torch.device("meta"), pytest.raises(InputError, match=rf"^model\.backbone: {name} .*{found}; .*Choose"):
+        build_backbone(name)
+
+
 def test_a_network_without_stages_is_refused() -> None:
     assert not is_plain("mixer_b16_224")
     with pytest.raises(InputError, match=r"mixer_b16_224 has features at strides \[16, 16, 16\]"):

@@ -157,6 +157,34 @@ def test_a_class_outside_the_list_is_refused(tmp_path: Path) -> None:
             open_index(path, STRICT)
 
 
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [("cat\n\ndog\n", "line 2: empty;"), ("cat\ndog\n cat\n", "line 3: 'cat' again, as on line 1;")],
+)
+def test_names_that_would_shift_or_merge_classes_are_refused(tmp_path: Path, names: str, found: str) -> None:
+    pictures(tmp_path, "a.png", "b.png")
+    (tmp_path / "classes.txt").write_text(names + "\n")
+    with pytest.raises(InputError, match=rf"classes\.txt {found} each line must be the name of one class"):
+        open_index(write_csv(tmp_path / "all.csv", "image,label", "a.png,0", "b.png,1"), STRICT)
+
+
+def test_numbers_of_one_value_have_one_order(tmp_path: Path) -> None:
+    pictures(tmp_path, *(f"{number}.png" for number in range(6)))
+    written = ("001", "1", "01", "0", "00", "0001")
+    path = write_csv(tmp_path / "all.csv", "image,label", *(f"{row}.png,{label}" for row, label in enumerate(written)))
+    assert open_index(path, STRICT).class_names == ("0", "00", "0001", "001", "01", "1")
+
+
+def test_folders_without_an_image_are_counted(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        pictures(tmp_path / name, "a.png")
+    (tmp_path / "cow").mkdir()
+    index = open_index(tmp_path, STRICT)
+    assert index.class_names == ("cat", "dog")
+    assert index.counts == {"folders without an image, which are no classes": 1}
+
+
 def test_groceries(real_data: Path) -> None:
     """labels.csv and the class folders say the same."""
     folder = real_data / "grocery_cls"
@@ -261,6 +289,8 @@ WRONG_TARS = {
     "no image": ({"a.cls": b"1", "b.png": encoded(0), "b.cls": b"0"}, "key 'a' has a class and as image none; .*Mend"),
     "no field": ({"a.png": encoded(0), "a.json": b'{"width": 3}'}, r"a\.png has no class; .*Add it"),
     "no json": ({"a.png": encoded(0), "a.json": b"{"}, r"a\.json: not JSON .*Pack the archive again"),
+    "null": ({"a.png": encoded(0), "a.json": b'{"label": null}'}, r"a\.json: class null; it must be a name or .*Mend"),
+    "list": ({"a.png": encoded(0), "a.json": b'{"label": [1]}'}, r"a\.json: class \[1\]; it must be a name or .*Mend"),
     "nothing": ({"readme": b"hello"}, "holds no image .*Give tars of images"),
 }
 
@@ -270,6 +300,13 @@ def test_bad_tars_are_refused(tmp_path: Path, case: str) -> None:
     content, message = WRONG_TARS[case]
     with pytest.raises(InputError, match=rf"shard\.tar.*{message}"):
         open_index(write_tar(tmp_path / "shard.tar", content), STRICT)
+
+
+@pytest.mark.parametrize("unlabeled", [False, True])
+def test_two_members_of_one_name_are_refused(tmp_path: Path, unlabeled: bool) -> None:
+    path = write_tar(tmp_path / "shard.tar", {"a.png": encoded(0), "a.cls": b"0", "./a.png": encoded(1)})
+    with pytest.raises(InputError, match=r"shard\.tar: holds 'a\.png' twice; .*Rename"):
+        open_index(path, STRICT, unlabeled=unlabeled)
 
 
 def test_a_class_in_a_tar_outside_the_list_is_refused(tmp_path: Path) -> None:

@@ -99,6 +99,9 @@ def test_a_broken_recipe_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text("- 1\n")
     with pytest.raises(InputError, match="must be a mapping"):
         load_config(tmp_path / "list.yaml")
+    (tmp_path / "mine.yaml").write_bytes(b"\x80\x02model")
+    with pytest.raises(InputError, match=r"mine\.yaml: is no text .*must be YAML"):
+        load_config(tmp_path / "mine.yaml")
 
 
 def test_a_config_cannot_be_changed_and_runtime_is_not_compared() -> None:

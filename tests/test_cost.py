@@ -267,6 +267,21 @@ def test_images_are_counted_given_or_the_papers(scenes: Path) -> None:
         count_images(tiny(f"sources.unlabeled=[{scenes}]"))
 
 
+@pytest.mark.parametrize("flops", [-1.0, float("nan"), float("inf")])
+def test_a_speed_that_cannot_be_is_refused(flops: float) -> None:
+    with pytest.raises(InputError, match=r"--flops: found .*3e14"):
+        costs_of(tiny(), flops=flops)
+
+
+def test_numbers_of_images_that_cannot_be_are_refused(scenes: Path) -> None:
+    for numbers, option in ({"labeled": -5}, "--labeled-images"), ({"pool": -1}, "--pool-images"):
+        with pytest.raises(InputError, match=f"{option}: found -"):
+            count_images(tiny(), **numbers)
+    given = f"sources.labeled=[{scenes}/labeled/scenes.json]", f"sources.unlabeled=[{scenes}/pool/images]"
+    with pytest.raises(InputError, match="--unlabeled: is counted with the labeled data only"):
+        count_images(tiny(*given), labeled=5)
+
+
 def test_cost_as_json_is_all_that_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     numbers = ["--labeled-images", "40", "--pool-images", "100", "--flops", "1e9"]
     assert main(["show", "detection-demo", "--cost", "--json", *numbers, *TINY]) == 0

@@ -188,3 +188,10 @@ def test_timms_download_is_resampled_and_brings_its_statistics(monkeypatch: pyte
     assert torch.equal(weights.state["pos_embed"], donor["pos_embed"])
     assert torch.equal(weights.state["blocks.11.mlp.fc2.weight"], donor["blocks.11.mlp.fc2.weight"])
     assert not any(name.startswith("head") for name in weights.state)
+
+
+@pytest.mark.parametrize("size", [33, 16])
+def test_pictures_that_the_strides_do_not_divide_are_refused(size: int) -> None:
+    backbone = build_backbone("vit_tiny_patch16_224", width=8)
+    with pytest.raises(InputError, match=rf"reaches stride 32 and images are {size} x {size}; both sides must be mult"):
+        backbone(torch.zeros(1, 3, size, size))

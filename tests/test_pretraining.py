@@ -12,9 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.tiny import TINY
+from tests.tiny import TINY, annotation
 from tutelage.config import load_config
 from tutelage.data.pseudo import open_store
+from tutelage.data.readers import open_index
 from tutelage.engine import loop
 from tutelage.engine.runtime import Interrupted
 from tutelage.models.init import initialize, load_model, save_model
@@ -23,6 +24,7 @@ from tutelage.stats.intervals import binomial_interval
 from tutelage.types import InputError
 from tutelage.workflows.pretraining import pretrain
 from tutelage.workflows.pretraining.conclusion import compare, paired_differences
+from tutelage.workflows.pretraining.data import held_out_rows
 
 OPTIONS = (
     *TINY,
@@ -259,6 +261,54 @@ def test_a_class_held_out_whole_is_refused(
     overrides = (*OPTIONS, f"pretrain.method={method}", f"{option}={value}")
     with pytest.raises(InputError, match=rf"^{option}={value}: holds out all 8 images of class 'blue'"):
         pretrain(pictures / "classes", out=tmp_path / "run", recipe="pretrain-small", overrides=overrides, **given)
+
+
+def test_labels_of_objects_are_no_classes_of_images(scenes: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"4 classes were found, and \d+ images without one; .*class for every image"):
+        pretrain(annotation(scenes, "labeled"), out=tmp_path / "run", recipe="pretrain-small", overrides=OPTIONS)
+
+
+@pytest.mark.parametrize("given", ["[]", "[a, b]"])
+def test_one_source_is_taken(pictures: Path, tmp_path: Path, given: str) -> None:
+    overrides = (*OPTIONS, f"sources.labeled={given}")
+    with pytest.raises(InputError, match=r"sources\.labeled: holds \d sources; pre-training takes one"):
+        pretrain(pictures / "classes", out=tmp_path / "run", recipe="pretrain-small", overrides=overrides)
+
+
+def test_a_held_out_image_that_cannot_be_read_ends_it_before_the_training(pictures: Path, tmp_path: Path) -> None:
+    source = tmp_path / "classes"
+    shutil.copytree(pictures / "classes", source)
+    index = open_index(source, load_config("pretrain-small").data)
+    held_out = index.path(int(held_out_rows(index.image_classes(), 0.25, 0)[0]))
+    held_out.write_bytes(b"no picture")
+    with pytest.raises(InputError, match=rf"{held_out.name}: is not an image"):
+        pretrain(source, out=tmp_path / "run", recipe="pretrain-small", overrides=OPTIONS)
+    assert not (tmp_path / "run" / "stages").exists()
+
+
+@pytest.mark.parametrize("option", ["train.batch_size=1", "runtime.device_batch_size=1"])
+def test_a_pass_that_batch_norm_cannot_normalize_is_refused(pictures: Path, tmp_path: Path, option: str) -> None:
+    overrides = (*OPTIONS, option)
+    with pytest.raises(InputError, match=r"one image of 32 x 32 px .* one value a channel; .*pretrain\.size"):
+        pretrain(pictures / "classes", out=tmp_path / "run", recipe="pretrain-small", overrides=overrides)
+
+
+@pytest.mark.parametrize(("backbone", "found"), [("nonsense", "knows no model"), ("spinenet49s", "reaches stride 128")])
+def test_a_students_network_that_cannot_be_ends_it_before_the_teacher(
+    pictures: Path, tmp_path: Path, backbone: str, found: str
+) -> None:
+    with pytest.raises(InputError, match=found):
+        run_noisy(pictures, tmp_path / "run", f"pretrain.noisy_student.backbone={backbone}")
+    assert not (tmp_path / "run" / "stages").exists()
+
+
+def test_repeated_rows_are_in_the_record(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [f"{name}/{number}.png,{name}" for name in CLASSES for number in range(8)]
+    shutil.copytree(pictures / "classes", tmp_path / "images")
+    (tmp_path / "all.csv").write_text("\n".join(["image,label", *rows, *rows[:3]]))
+    record = pretrain(tmp_path / "all.csv", out=tmp_path / "run", recipe="pretrain-small", overrides=OPTIONS)
+    assert record["data"]["labeled"]["counts"] == {"rows listed twice": 3}
+    assert "3 classes; images in images; 3 rows listed twice" in capsys.readouterr().err
 
 
 def test_a_floor_that_nothing_reaches_is_named(noisy: Path, pictures: Path, tmp_path: Path) -> None:

@@ -72,10 +72,13 @@ def test_a_run_is_the_start_of_a_detector(pretrained: tuple[Path, dict[str, Any]
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in detector.backbone.state_dict().items())
 
 
-def test_images_without_classes_are_trained_on_and_not_probed(folders: Path, tmp_path: Path) -> None:
+def test_images_without_classes_are_trained_on_and_not_probed(
+    folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     short = ("train.min_steps=1", "train.batch_size=4")
     record = tutelage.pretrain(folders / "plain", out=tmp_path / "run", overrides=OPTIONS + short)
     assert (record["accuracy"], record["held_out"], record["num_images"]) == (None, 0, {"images": 6})
+    assert f"No classes to probe with: {folders / 'plain'}: found no annotations" in capsys.readouterr().err
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
 
 
@@ -200,3 +203,15 @@ def test_a_fresh_network_gets_statistics_of_the_images(folders: Path) -> None:
     torch.testing.assert_close(first.running_mean, inputs[0].mean((0, 2, 3)))
     torch.testing.assert_close(first.running_var, inputs[0].var((0, 2, 3)))
     assert not model.training and len(inputs) == 1 and len(inputs[0]) == 20
+
+
+def test_a_last_batch_of_one_small_picture_settles_nothing(folders: Path) -> None:
+    index = open_index(str(folders / "classes"), load_config("detection-demo").data)
+    config = load_config("detection-demo", (*OPTIONS, "pretrain.size=32", "train.batch_size=4"))
+    model = Embedder(config.model, 8, 2)
+    sizes: list[int] = []
+    model.backbone.register_forward_hook(lambda _module, given, _output: sizes.append(len(given[0])))
+    for count in (13, 3):
+        rows = np.arange(count)
+        launch(config.runtime, lambda runtime, rows=rows: Probe(index, rows, rows[:1], config, runtime).settle(model))
+    assert sizes == [4, 4, 4, 3]

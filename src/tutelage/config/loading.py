@@ -82,7 +82,7 @@ def _read_recipe(recipe: str | Path) -> dict[str, Any]:
     if str(recipe) in recipe_names():
         text = (resources.files("tutelage") / "recipes" / f"{recipe}.yaml").read_text()
     elif Path(recipe).is_file():
-        text = Path(recipe).read_text()
+        text = _text_of(Path(recipe))
     else:
         raise InputError(
             f"recipe {recipe}: neither a shipped recipe nor a file; choose one of {', '.join(recipe_names())}"
@@ -95,6 +95,13 @@ def _read_recipe(recipe: str | Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise InputError(f"recipe {recipe}: holds {type(raw).__name__}; it must be a mapping of config parts.")
     return raw
+
+
+def _text_of(recipe: Path) -> str:
+    try:
+        return recipe.read_text()
+    except UnicodeDecodeError as error:
+        raise InputError(f"recipe {recipe}: is no text ({error}); it must be YAML in UTF-8. Give a recipe.") from None
 
 
 def _split_override(override: str) -> tuple[str, Any]:

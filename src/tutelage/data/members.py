@@ -62,7 +62,7 @@ def members(archive: str) -> dict[str, Place]:
 
     Raises:
         OSError: it is not there.
-        InputError: it is no tar, compressed, or ends early.
+        InputError: it is no tar, compressed, ends early, or holds two files of one name.
     """
     return _members(archive, os.stat(archive).st_mtime_ns)
 
@@ -79,7 +79,15 @@ def _members(archive: str, changed: int) -> dict[str, Place]:
         file.seek(end)
         if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile takes anything there for the end
             raise _damaged(archive, f"no end mark after {len(files)} files")
-    return {member.name.removeprefix("./"): (member.offset_data, member.size) for member in files}
+    places: dict[str, Place] = {}
+    for member in files:
+        name = member.name.removeprefix("./")
+        if name in places:
+            raise InputError(
+                f"{archive}: holds {name!r} twice; each file needs a name of its own. Rename one, and pack it again."
+            )
+        places[name] = (member.offset_data, member.size)
+    return places
 
 
 def _damaged(archive: str, found: str) -> InputError:

@@ -44,16 +44,29 @@ class Backbone(nn.Module):
     def __init__(self, name: str, stages: tuple[int, ...], drop_path: float) -> None:
         super().__init__()
         options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}  # not all networks have it
+        self.name = name
         self.body = timm.create_model(name, features_only=True, out_indices=stages, **options)
         self.channels: list[int] = _info(self.body).channels()
         self.strides: list[int] = _info(self.body).reduction()
         found = {kind for module in self.body.modules() for kind in NORMS if isinstance(module, kind)}
+        self.normalizes_by_batch = NORMS[0] in found
         self.norms = nn.ModuleList(
             LayerNorm2d(count, eps=1e-6) if found == {nn.LayerNorm} else nn.Identity() for count in self.channels
         )
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Feature maps (B, C_l, H / stride_l, W / stride_l), finest first, of normalized images (B, 3, H, W)."""
+        """Feature maps (B, C_l, H / stride_l, W / stride_l), finest first, of normalized images (B, 3, H, W).
+
+        Raises:
+            InputError: in training, a pass whose coarsest map has one value a channel and so no variance.
+        """
+        count, _, height, width = images.shape
+        if self.training and self.normalizes_by_batch and count == 1 and max(height, width) <= self.strides[-1]:
+            raise InputError(
+                f"model.backbone: {self.name} normalizes by batch, and a pass of one image of {height} x {width} px "
+                "gives its coarsest map one value a channel; at least two are needed. Raise train.batch_size, "
+                "joint.batch_size or runtime.device_batch_size, or enlarge model.canvas (pretrain.size, joint.size)."
+            )
         return [norm(feature) for norm, feature in zip(self.norms, self.body(images), strict=True)]
 
 
@@ -69,9 +82,21 @@ class PlainViT(nn.Module):
         self.pyramid = SimpleFeaturePyramid(self.body.embed_dim, levels, width)
         self.channels = [width for _ in levels]
         self.strides = [2**level for level in levels]
+        self.name = name
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Levels (B, width, H / stride, W / stride), finest first, of normalized images (B, 3, H, W)."""
+        """Levels (B, width, H / stride, W / stride), finest first, of normalized images (B, 3, H, W).
+
+        Raises:
+            InputError: sides that are no multiples of the coarsest stride.
+        """
+        height, width = images.shape[-2:]
+        if height % self.strides[-1] or width % self.strides[-1]:
+            raise InputError(
+                f"model.backbone: {self.name} reaches stride {self.strides[-1]} and images are {height} x {width}; "
+                "both sides must be multiples of it. Change model.canvas (pretrain.size, joint.size), or take another "
+                "backbone."
+            )
         maps = self.body.forward_intermediates(images, indices=1, norm=True, intermediates_only=True)
         levels: list[Tensor] = self.pyramid(cast(list[Tensor], maps)[0])
         return levels
@@ -103,7 +128,7 @@ def build_backbone(
         width: channels of each output of a plain vision transformer (arXiv:2203.16527: 256).
 
     Raises:
-        InputError: timm knows no such model, or the model has no such strides.
+        InputError: timm knows no such model, or the model has no such strides, one size of images, or channels last.
     """
     if is_plain(name):
         if max(levels) < PATCH_LEVEL:
@@ -113,6 +138,7 @@ def build_backbone(
             )
         return PlainViT(name, levels, drop_path, width)
     backbone = Backbone(name, _stages_at(name, [2**level for level in levels]), drop_path)
+    _refuse_unfit(name, backbone.body)
     if norm is None and EFFICIENTNET.match(name):
         norm = EFFICIENTNET_NORM
     for module in backbone.modules():
@@ -181,6 +207,17 @@ def _stages_at(name: str, strides: Sequence[int]) -> tuple[int, ...]:
             "(vit_small_patch14_dinov2), or other model.min_level and model.max_level."
         )
     return tuple(found.index(stride) for stride in strides)
+
+
+def _refuse_unfit(name: str, body: nn.Module) -> None:
+    fixed, layout = body.pretrained_cfg["fixed_input_size"], str(getattr(body, "output_fmt", "NCHW"))  # type: ignore[index]
+    if fixed or not layout.endswith("NCHW"):
+        found = "takes images of one size alone" if fixed else "gives its features with the channels last"
+        raise InputError(
+            f"model.backbone: {name} {found}; a network for images of any size, with channels before height and width, "
+            "is needed. Choose a convolutional network (resnet50, convnext_tiny) or a plain vision transformer "
+            "(vit_small_patch14_dinov2)."
+        )
 
 
 @cache

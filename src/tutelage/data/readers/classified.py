@@ -93,11 +93,10 @@ def set_classes(columns: Columns, labels: Sequence[str], file: Path, place: Call
         place: of an image in the source, for messages.
 
     Raises:
-        InputError: a label is none of the names, nor the number of one.
+        InputError: a label is none of the names, nor the number of one; the names are not one a line.
     """
     columns.declared = file.is_file()
-    lines = read_text(file).splitlines() if columns.declared else _in_order(set(labels))
-    columns.class_names = [line.strip() for line in lines if line.strip()]
+    columns.class_names = _declared_names(file) if columns.declared else _in_order(set(labels) - {""})
     number = {name: label for label, name in enumerate(columns.class_names)}
     if columns.declared and number.keys().isdisjoint(labels):
         number = {str(label): label for label in range(len(columns.class_names))}
@@ -110,9 +109,19 @@ def set_classes(columns: Columns, labels: Sequence[str], file: Path, place: Call
     columns.image_class = np.array([number[label] for label in labels], np.int64)
 
 
+def _declared_names(file: Path) -> list[str]:
+    """One name a line: the number of a line is that of its class, so that none may be empty or repeated."""
+    names = [line.strip() for line in read_text(file).rstrip().splitlines()]
+    wrong = next((line for line, name in enumerate(names) if not name or name in names[:line]), None)
+    if wrong is not None:
+        found = f"{names[wrong]!r} again, as on line {names.index(names[wrong]) + 1}" if names[wrong] else "empty"
+        raise InputError(f"{file} line {wrong + 1}: {found}; each line must be the name of one class. Mend the line.")
+    return names
+
+
 def _in_order(names: set[str]) -> list[str]:
     """Sorted, by value where all are numbers."""
-    return sorted(names, key=int) if all(map(str.isdecimal, names)) else sorted(names)
+    return sorted(sorted(names), key=int) if all(map(str.isdecimal, names)) else sorted(names)
 
 
 def _layout(head: list[str]) -> Layout | None:

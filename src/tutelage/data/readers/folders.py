@@ -53,6 +53,8 @@ def read_class_folders(source: Source, unlabeled: bool) -> Columns:
     columns.class_names = sorted(set(folders))
     place = {name: label for label, name in enumerate(columns.class_names)}
     columns.image_class = np.array([place[folder] for folder in folders], np.int64)
+    beside = [entry for entry in source.path.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+    columns.counts["folders without an image, which are no classes"] = sum(entry.name not in place for entry in beside)
     return columns
 
 

@@ -102,4 +102,9 @@ def _json_class(text: str, place: Path) -> str:
     except json.JSONDecodeError as error:
         raise InputError(f"{place}: not JSON ({error}). Pack the archive again.") from None
     found = [fields[name] for name in JSON_FIELDS if name in fields] if isinstance(fields, dict) else []
-    return str(found[0]) if found else ""
+    if found and type(found[0]) not in (str, int):
+        raise InputError(
+            f"{place}: class {json.dumps(found[0])}; it must be a name or a whole number. Mend it, or give the tars as "
+            "unlabeled data."
+        )
+    return str(found[0]).strip() if found else ""

@@ -43,9 +43,12 @@ def count_images(config: RunConfig, labeled: int = 0, pool: int = 0) -> Images:
     Numbers are those before `data.labeled_fraction` takes labels away.
 
     Raises:
-        InputError: sources that cannot be read, or a pool without labeled data.
+        InputError: sources that cannot be read, a pool without labeled data, or negative numbers.
     """
-    if config.sources.unlabeled and not config.sources.labeled:
+    for option, number in (("--labeled-images", labeled), ("--pool-images", pool)):
+        if number < 0:
+            raise InputError(f"{option}: found {number}; 0 (not said) or more is allowed. Change it.")
+    if config.sources.unlabeled and (not config.sources.labeled or (labeled and not pool)):
         raise InputError("--unlabeled: is counted with the labeled data only. Add --labeled, or give --pool-images.")
     if config.sources.labeled and not labeled:
         counted = _counted_classes(config) if pretrains(config) else _counted(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from tutelage.config import RunConfig
+from tutelage.types import InputError
 from tutelage.workflows.costing.images import Images, count_images, pretrains
 from tutelage.workflows.costing.speed import measured_speed
 from tutelage.workflows.costing.stages import Stage, stages_of
@@ -107,8 +109,13 @@ def costs_of(config: RunConfig, *, flops: float = 0.0, labeled: int = 0, pool: i
         pool: the same of the pool.
 
     Raises:
-        InputError: sources that cannot be read, an unknown backbone, a canvas that cannot be.
+        InputError: sources that cannot be read, numbers that cannot be, an unknown backbone, a canvas that cannot be.
     """
+    if not 0 <= flops < math.inf:
+        raise InputError(
+            f"--flops: found {flops}; what a device sustains in a second is allowed, 3e14 for example, or 0 to have it "
+            "measured. Change it."
+        )
     images = count_images(config, labeled, pool)
     stages = stages_of(config, images)
     speed = flops or measured_speed(config)

@@ -10,6 +10,7 @@ from typing import Any
 from tutelage import stats
 from tutelage.config import RunConfig
 from tutelage.data.index import Index
+from tutelage.data.survey import survey
 from tutelage.engine.runtime import Runtime, launch
 from tutelage.files import atomic_folder, copy_files, read_json, write_json, write_text
 from tutelage.stats.intervals import binomial_interval
@@ -75,7 +76,7 @@ def pretrain(
         The record, as in `out/run.json`.
 
     Raises:
-        InputError: fewer than two classes, and what else a user can mend.
+        InputError: fewer than two classes, a held-out image that cannot be read, and what else a user can mend.
     """
     out = Path(out)
     sources: dict[str, Paths] = {"labeled": source, "unlabeled": unlabeled, "teacher": teacher}
@@ -89,10 +90,11 @@ def pretrain(
         return record
     method = METHODS[config.pretrain.method]
     data = open_data(config, method.needs)
-    console.print(data.source.description)
+    console.print("; ".join([data.source.description, *(f"{n} {what}" for what, n in data.source.counts.items() if n)]))
     if method.needs.clean_pool:
         data = without_leaks(data, config.data)
     pin_data(out, data.fingerprints)
+    survey(data.source.select(data.held_out), config.data)  # what cannot be read ends it here, not after the training
     stage = launch(config.runtime, method.work, config, Place(out / "stages"), data)
     record = run_record(out, config, data, stage)
     with atomic_folder(out / "model", replace=True) as model:
@@ -122,7 +124,12 @@ def run_record(out: Path, config: RunConfig, data: PretrainData, stage: Stage) -
 
 
 def _described(index: Index) -> dict[str, Any]:
-    return {"description": index.description, "images": len(index), "fingerprint": index.fingerprint}
+    return {
+        "description": index.description,
+        "images": len(index),
+        "counts": index.counts,
+        "fingerprint": index.fingerprint,
+    }
 
 
 def _interval(accuracy: float | None, held_out: int, confidence: float) -> dict[str, Any] | None:

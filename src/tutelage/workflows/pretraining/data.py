@@ -71,16 +71,17 @@ def open_data(config: RunConfig, needs: Needs) -> PretrainData:
     """The sources of a config as a method needs them, a share of each class held out.
 
     Raises:
-        InputError: fewer than two classes where they are needed, a pool or teacher that would not be used or does not
-            fit, a class that would be held out whole.
+        InputError: not one source, fewer than two classes where they are needed, a pool or teacher that
+            would not be used or does not fit, a class that would be held out whole.
     """
     source = _open_source(config, needs)
     classes = source.image_classes()
     classified = len(source.class_names) >= 2 and bool((classes >= 0).all())
     if needs.classes and not classified:
         raise InputError(
-            f"{config.sources.labeled[0]}: {len(source.class_names)} classes were found; pre-training needs at least "
-            "two folders of images, one a class. Give the folder that holds them."
+            f"{config.sources.labeled[0]}: {len(source.class_names)} classes were found, and "
+            f"{int((classes < 0).sum())} images without one; pre-training needs at least two classes and a class for "
+            "every image. Give a folder of class folders, a csv of images and labels, or tars."
         )
     _refuse_unused(config, needs)
     pools = [open_index(pool, config.data, unlabeled=True) for pool in config.sources.unlabeled]
@@ -130,13 +131,19 @@ def held_out_rows(classes: NDArray[np.int32], fraction: float, seed: int) -> NDA
 
 def _open_source(config: RunConfig, needs: Needs) -> Index:
     """The images, with their classes where there are some or they are needed."""
+    if len(config.sources.labeled) != 1:
+        raise InputError(
+            f"sources.labeled: holds {len(config.sources.labeled)} sources; pre-training takes one. Give it as SOURCE."
+        )
     source = config.sources.labeled[0]
     try:
         return open_index(source, config.data)
-    except InputError:
+    except InputError as error:
         if needs.classes:
             raise
-    return open_index(source, config.data, unlabeled=True)
+        plain = open_index(source, config.data, unlabeled=True)
+        console.print(f"No classes to probe with: {error}")
+        return plain
 
 
 def _refuse_unused(config: RunConfig, needs: Needs) -> None:

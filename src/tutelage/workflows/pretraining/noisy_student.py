@@ -60,13 +60,15 @@ def pretrain_noisy_student(runtime: Runtime, config: RunConfig, place: Place, da
     """The stage `noisy-student`: the last student's model, compared with its control and the teacher.
 
     Raises:
-        InputError: no pool, no prediction at the floor, or weights that do not fit the students' backbone.
+        InputError: no pool, no prediction at the floor, or a backbone of the students that cannot be built or does not
+            fit the images or the weights.
     """
     if data.pool is None:
         raise InputError(
             "--unlabeled: was not given; pretrain.method=noisy-student needs a pool. Add --unlabeled POOL."
         )
     larger = _with_students_backbone(config)
+    _refuse_unusable(larger, data)
     graph = {"teacher": data.teacher or supervised_stage(place, "teacher", config, data, runtime)}
     teacher, rounds = graph["teacher"], config.pretrain.noisy_student.rounds
     for round_ in range(1, rounds + 1):
@@ -86,6 +88,14 @@ def _with_students_backbone(config: RunConfig) -> RunConfig:
             "imagenet, or leave the student's backbone out."
         )
     return config.model_copy(update={"model": config.model.model_copy(update={"backbone": backbone})})
+
+
+def _refuse_unusable(config: RunConfig, data: PretrainData) -> None:
+    """Has the students' network look at a picture, so that one that cannot ends before the teacher is trained."""
+    size = config.pretrain.size
+    with torch.random.fork_rng(devices=[]), torch.inference_mode():
+        model = task_of(config, data).build_model().eval()
+        model(torch.zeros(1, 3, size, size, dtype=torch.uint8), torch.tensor([[size, size]]))
 
 
 def label_pool(

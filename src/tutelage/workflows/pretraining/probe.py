@@ -62,17 +62,20 @@ class Probe:
     def settle(self, model: Embedder) -> Embedder:
         """A fresh network with batch-norm statistics of the training images, in the place of 0 and 1.
 
-        Without them an untrained network would be a weaker rival than it is.
+        Without them an untrained network would be a weaker rival than it is. Batches are whole, since they count alike.
         """
         rows = self.trained[:: -(-len(self.trained) // SETTLING_IMAGES)]
-        settle_norms(model.to(self.runtime.device), map(self._moved, self._batches(rows)))
+        size = max(2, self._batch_size)  # of one image a last map of one cell has no variance
+        rows = rows[: max(size, len(rows) // size * size)]
+        settle_norms(model.to(self.runtime.device), map(self._moved, self._batches(rows, size)))
         return model
 
     @torch.no_grad()  # not inference mode, whose tensors nothing can be fitted to
     def _features(self, model: Embedder, rows: NDArray[np.int64]) -> Features:
         """Features of all rows, on every device; an image's place follows its rank."""
         values, labels = [], []
-        for batch in map(self._moved, self._batches(rows[self.runtime.rank :: self.runtime.world_size])):
+        own = rows[self.runtime.rank :: self.runtime.world_size]
+        for batch in map(self._moved, self._batches(own, self._batch_size)):
             assert batch.labels is not None, "the index is of classified images"
             with self.runtime.autocast():
                 values.append(model.features(batch.images[:, 0], batch.valid[:, 0]).float().cpu())
@@ -81,12 +84,16 @@ class Probe:
         whole = [torch.cat(tensors).to(self.runtime.device) for tensors in zip(*parts, strict=True)]
         return Features(*whole)
 
-    def _batches(self, rows: NDArray[np.int64]) -> Iterable[Batch]:
+    @property
+    def _batch_size(self) -> int:
+        return device_batch(self.config.train.batch_size, self.runtime)
+
+    def _batches(self, rows: NDArray[np.int64], size: int) -> Iterable[Batch]:
         return classification_evaluation_batches(
             self.index,
             pretrain=self.config.pretrain,
             data=self.config.data,
-            device_batch_size=device_batch(self.config.train.batch_size, self.runtime),
+            device_batch_size=size,
             rows=rows,
             workers=self.runtime.workers,
         )
