@@ -2,8 +2,80 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
+
+from tutelage.config import PseudoConfig
+from tutelage.data.pseudo import PseudoStore, open_store
+from tutelage.data.pseudo.verdicts import Verdicts, read_verdicts, require_fitting, require_said, write_verdicts
+from tutelage.data.thumbnails import Album
+from tutelage.files import read_json, write_text
+from tutelage.reporting.page import image_roots
+from tutelage.reporting.read import Run, read_run
+from tutelage.review.page import Content, gather, render
+from tutelage.review.serve import ReviewServer
+from tutelage.types import InputError
+from tutelage.workflows.stages import console
+
+VERDICTS = "verdicts.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Reviewed:
+    """Pseudo-labels that people look through."""
+
+    folder: Path  # of the run, or of the store
+    stores: Sequence[PseudoStore]  # of the rounds up to the one that is looked at
+    pseudo: PseudoConfig  # the threshold that was used
+    roots: Sequence[Path]  # that paths of images are tried against
+
+    @property
+    def store(self) -> PseudoStore:
+        """The one that is looked at."""
+        return self.stores[-1]
+
+    def paths(self) -> list[str]:
+        """Every image of the pool, as its listing has it."""
+        return list(chain.from_iterable(images["path"].tolist() for images, _ in self.store.parts()))
+
+
+def open_reviewed(folder: Path, round_: int = 0) -> Reviewed:
+    """The stores of a finished run, or one store.
+
+    Args:
+        folder: of either.
+        round_: the last that is wanted; 0 is all.
+
+    Raises:
+        InputError: there is no such store.
+    """
+    if (folder / "manifest.json").is_file():
+        record = read_json(folder / "run.json") if (folder / "run.json").is_file() else {}
+        pseudo = PseudoConfig(score_threshold=record.get("threshold", 0.5))
+        return Reviewed(folder, [open_store(folder)], pseudo, [Path(root) for root in record.get("roots", ())])
+    run = read_run(folder)
+    stores = {store.manifest.round: store for store in _stores_of(run)}
+    if not stores:
+        raise InputError(f"{folder}: this run labeled nothing; a review needs pseudo-labels. Give a run of fit.")
+    if round_ and round_ not in stores:
+        raise InputError(
+            f"--round {round_}: {folder} has round {', '.join(map(str, sorted(stores)))}. Choose one of them."
+        )
+    last = round_ or max(stores)
+    threshold = (run.record.get("pseudo") or {}).get("threshold", 0.5)
+    return Reviewed(
+        folder,
+        [stores[number] for number in sorted(stores) if number <= last],
+        PseudoConfig(score_threshold=threshold),
+        image_roots(run),
+    )
+
+
+def _stores_of(run: Run) -> list[PseudoStore]:
+    return [open_store(stage.folder) for stage in run.stages.values() if stage.record.get("kind") == "label"]
 
 
 def review(
@@ -11,6 +83,7 @@ def review(
     *,
     out: str | Path = "",
     serve: bool = False,
+    port: int = 0,
     export: str = "",
     import_: str | Path = "",
     limit: int = 200,
@@ -22,6 +95,7 @@ def review(
         run: a finished run, or a pseudo-label store.
         out: folder of page, exports and `verdicts.json`; `run/review` when empty.
         serve: show the page on the loopback address and save verdicts directly, until Ctrl-C.
+        port: of the served page; 0 takes a free one.
         export: write the chosen images for a tool instead: label-studio, cvat, coco or fiftyone.
         import_: take in what such a tool wrote instead; new verdicts are laid over those that are there.
         limit: images that are shown or exported, the most informative first; 0 is all.
@@ -33,4 +107,53 @@ def review(
     Raises:
         InputError: there is no store, or a file is malformed.
     """
-    raise NotImplementedError(str(run))
+    reviewed = open_reviewed(Path(run), round_)
+    folder = Path(out) if out else reviewed.folder / "review"
+    if export or import_:
+        raise NotImplementedError(str(run))
+    folder.mkdir(parents=True, exist_ok=True)
+    return _serve(reviewed, folder, limit, port) if serve else _write(reviewed, folder, limit)
+
+
+def _content(reviewed: Reviewed, limit: int, verdicts: Verdicts | None) -> Content:
+    """What the page shows; images that people are done with come last."""
+    done = [image.path for image in verdicts.images if image.reviewed] if verdicts else []
+    album = Album(reviewed.roots)
+    title = reviewed.folder.resolve().name
+    content = gather(reviewed.stores, reviewed.pseudo, album, title=title, limit=limit, reviewed=done)
+    if album.missing:
+        console.print(f"{len(album.missing)} pictures are no longer where they were ({album.missing[0]} ...)")
+    return content
+
+
+def _given(path: Path) -> tuple[Verdicts | None, float]:
+    """Verdicts of a file and when it was written, seconds since 1970; None where there is none."""
+    return (read_verdicts(path), path.stat().st_mtime) if path.is_file() else (None, 0)
+
+
+def _write(reviewed: Reviewed, folder: Path, limit: int) -> dict[str, Any]:
+    verdicts, written = _given(folder / VERDICTS)
+    content = _content(reviewed, limit, verdicts)
+    page = folder / "review.html"
+    write_text(page, render(content, verdicts, written))
+    console.print(f"{page}: {content.shown} images; open it in a browser")
+    return {"page": str(page), "images": content.shown}
+
+
+def _serve(reviewed: Reviewed, folder: Path, limit: int, port: int) -> dict[str, Any]:
+    target, paths, manifest = folder / VERDICTS, reviewed.paths(), reviewed.store.manifest
+
+    def save(verdicts: Verdicts) -> None:
+        source = "the page's verdicts"
+        require_said(verdicts, source)
+        require_fitting(verdicts, manifest.class_names, manifest.annotation, paths, source)
+        write_verdicts(target, verdicts)
+
+    content = _content(reviewed, limit, _given(target)[0])
+    with ReviewServer(lambda: render(content, *_given(target), save_to="verdicts"), save, port) as server:
+        print(f"{content.shown} images to review at {server.url} (Ctrl-C ends it)", flush=True)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            print(f"Verdicts are in {target}" if target.is_file() else "No verdict was given")
+    return {"verdicts": str(target), "images": content.shown}

@@ -179,12 +179,21 @@ def read_verdicts(path: Path) -> Verdicts:
         InputError: missing, no JSON, or not of this form; the message names the place.
     """
     verdicts = parse_verdicts(read_json(path), str(path))
+    require_said(verdicts, str(path))
+    return verdicts
+
+
+def require_said(verdicts: Verdicts, source: str) -> None:
+    """Nothing, if every label has a verdict.
+
+    Raises:
+        InputError: one has none; `source` is named.
+    """
     for image in verdicts.images:
         if any(label.verdict is None for label in image.labels):
             raise InputError(
-                f"{path}: {image.path}: a label has no verdict; accept, reject, ignore or human is needed."
+                f"{source}: {image.path}: a label has no verdict; accept, reject, ignore or human is needed."
             )
-    return verdicts
 
 
 def parse_verdicts(plain: object, source: str) -> Verdicts:

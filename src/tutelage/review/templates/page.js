@@ -253,6 +253,7 @@ function make(name, attributes = {}, ...children) {
 }
 
 const say = (text) => (get("message").textContent = text);
+const isDark = (color) => [1, 3, 5].reduce((sum, at, axis) => sum + [0.21, 0.72, 0.07][axis] * parseInt(color.slice(at, at + 2), 16), 0) < 115;
 const status = (text) => (get("status").textContent = text);
 const number = (value) => value.toLocaleString("en").replaceAll(",", "\u202f");
 const score = (value) => value.toFixed(2);
@@ -345,7 +346,7 @@ function drawShape(label, place, unit) {
   return make(
     "svg:g",
     { class: classesOf(label, place).join(" "), "data-label": place, color },
-    make("svg:path", { ...shape, class: "under" }),
+    make("svg:path", { ...shape, class: isDark(color) ? "under light" : "under" }),
     make("svg:path", { ...shape, class: "shape", stroke: color, onclick: choose }),
     ...(text ? [make("svg:text", { x, y, ...size }, text.trim())] : []),
   );
