@@ -227,7 +227,8 @@ def _convergence(config: RunConfig, graph: dict[str, Stage]) -> dict[str, Any]:
 def data_record(prepared: Prepared) -> dict[str, Any]:
     """What was used, by the name of its option: description, counts and fingerprint."""
     sets = prepared.sets
-    annotated = {"labeled": sets.labeled, "val": sets.val, "test": sets.test}
+    aside = prepared.apart.images if prepared.apart is not None and prepared.apart.certified else None
+    annotated = {"labeled": sets.labeled, "val": sets.val, "test": sets.test, "certify": aside}
     others = {"pool": sets.pool, "classification": prepared.classified}
     record = {name: _set_record(index) for name, index in annotated.items() if index is not None}
     return record | {name: _images_record(index) for name, index in others.items() if index is not None}

@@ -8,11 +8,18 @@ from typing import Any
 from tutelage.config import RunConfig
 from tutelage.data.pseudo import require_kept
 from tutelage.engine.runtime import Runtime, launch
+from tutelage.engine.watch import stop_if_lost
 from tutelage.files import atomic_folder, copy_files, read_json, write_json, write_text
 from tutelage.reporting.page import write_report
-from tutelage.tasks.table import TASKS, build_task
-from tutelage.types import Annotation, InputError
+from tutelage.tasks.table import build_task
+from tutelage.types import InputError
 from tutelage.workflows.assembly import open_given
+from tutelage.workflows.certifying.rounds import (
+    certificate_record,
+    certify_round,
+    require_certifiable,
+    with_certificate,
+)
 from tutelage.workflows.comparison import compare
 from tutelage.workflows.evaluation import evaluate_stage
 from tutelage.workflows.joint import teachers
@@ -23,6 +30,7 @@ from tutelage.workflows.plan import make_plan, plan_lines
 from tutelage.workflows.prepare import Prepared, prepare
 from tutelage.workflows.stages import Place, Stage, console, open_run, pin_data, provenance
 from tutelage.workflows.training import train_student, train_teacher
+from tutelage.workflows.watching import label_alarms, run_warnings, say
 
 Graph = dict[str, Stage]
 
@@ -97,11 +105,12 @@ def fit(
     _require_pool(prepared, config)
     build_task(config, prepared.sets.labeled.class_names).check_label(config.label)
     given_stages = open_given(config, prepared)
+    require_certifiable(config, prepared, given_stages)
     if not plan:
         pin_data(out, prepared.fingerprints | {name: stage.hash for name, stage in given_stages.items()})
         if (out / "run.json").is_file():
             return _finished_earlier(out)
-    console.print("\n".join(prepared.check.lines()))
+    console.print("\n".join([*prepared.check.lines(), *([prepared.apart.note] if prepared.apart else [])]))
     planned = launch(config.runtime, make_plan, config, prepared, given_stages, out)
     console.print("\n".join(plan_lines(planned, config.runtime.device)))
     if plan:
@@ -133,20 +142,24 @@ def run_graph(runtime: Runtime, config: RunConfig, prepared: Prepared, place: Pl
     for repeat in range(config.repeats):
         previous = {arm: graph["teacher"] for arm in arms(config)}
         for round_ in range(1, config.rounds + 1):
+            certified = suffix(round_, repeat if round_ > 1 else 0)
+            own = certify_round(graph, place, config, prepared, previous["student"], runtime, suffix=certified)
             store = None
             if mode.needs_store:
                 labeler = previous["student"]
-                store = _store(graph, place, config, prepared, labeler, runtime, round_=round_, repeat=repeat)
+                store = _store(graph, place, own, prepared, labeler, runtime, round_=round_, repeat=repeat)
             for arm, second_stream in arms(config).items():
                 name = arm + suffix(round_, repeat)
                 graph[name] = train_student(
-                    place, name, config, prepared, runtime,
+                    place, name, own, prepared, runtime,
                     second_stream=second_stream, init=previous[arm], pseudo=store, round_=round_, repeat=repeat,
                 )  # fmt: skip
                 evaluated(name, graph[name])
                 previous[arm] = graph[name]
     if not mode.needs_store:
-        graph["pseudo-1"] = _sampled_store(place, config, prepared, graph["student-1"], runtime)
+        graph["pseudo-1"] = _sampled_store(
+            place, with_certificate(config, graph, suffix(1, 0)), prepared, graph["student-1"], runtime
+        )
     return graph
 
 
@@ -178,15 +191,19 @@ def _store(
         assert sets.pool is not None, "fit refuses to start without a pool"
         task = build_task(config, sets.labeled.class_names)
         held_out = prepared.held_out
-        graph[name] = label_stage(place, name, config, task, labeler, sets.pool, held_out, runtime, round_=round_)
+        graph[name] = label_stage(
+            place, name, config, task, labeler, sets.pool, held_out, runtime, round_=round_, labeled=sets.labeled
+        )
     try:
         require_kept(pseudo_labels(graph[name], prepared), config.pseudo)
     except InputError as error:
         raise InputError(
             f"{error} With another --out and --stages {place.folder}, teacher and store are taken from this run."
         ) from None
+    alarms = label_alarms(pseudo_labels(graph[name], prepared), config, prepared.sets.labeled)
     if runtime.is_main:
-        _warn_of_empty_images(pseudo_labels(graph[name], prepared).counts(config.pseudo), config)
+        say(name, alarms)
+    stop_if_lost(name, alarms, config.guard)
     return graph[name]
 
 
@@ -195,21 +212,6 @@ def _sampled_store(place: Place, config: RunConfig, prepared: Prepared, student:
     task = build_task(config, prepared.sets.labeled.class_names)
     sample = sample_of_pool(config, pool_of(prepared))
     return label_stage(place, "pseudo-1", config, task, student, sample, prepared.held_out, runtime, round_=1)
-
-
-EMPTY_IMAGES: dict[Annotation, str] = {
-    "boxes": "no box at or above the threshold and will be trained on as background",
-    "masks": "no pixel at or above the threshold and will take part without teaching anything",
-}
-
-
-def _warn_of_empty_images(counts: dict[str, int], config: RunConfig) -> None:
-    if config.pseudo.empty == "background" and counts["empty"] > counts["labeled"]:
-        console.print(
-            f"[yellow]{counts['empty']} of {counts['images']} pool images have "
-            f"{EMPTY_IMAGES[TASKS[config.task].annotation]}. If the teacher is weak, set pseudo.empty=drop or lower "
-            "pseudo.score_threshold.[/]"
-        )
 
 
 def _require_no_control(config: RunConfig) -> None:
@@ -235,11 +237,14 @@ def _require_pool(prepared: Prepared, config: RunConfig) -> None:
 
 def _conclude(out: Path, config: RunConfig, prepared: Prepared, graph: Graph, given_stages: Graph) -> dict[str, Any]:
     """Compares, keeps the recommended model, writes the report and, as the last file but it, the record."""
+    last = suffix(config.rounds, 0)
     record = {
         **compare(config, prepared, graph),
         **provenance(config),
         "notes": [*prepared.sets.notes, *MODES[config.student.mode].notes(config, prepared, graph)],
-        "pseudo": _pseudo_record(config, prepared, graph),
+        "pseudo": _pseudo_record(with_certificate(config, graph, last), prepared, graph),
+        "certificate": certificate_record(config, graph, last),
+        "warnings": run_warnings(graph, config, prepared.sets.labeled),
         "stages": {name: str(_relative(stage.folder, out)) for name, stage in graph.items()},
         "seconds": {name: stage.record["seconds"] for name, stage in graph.items() if name not in given_stages},
     }

@@ -48,9 +48,11 @@ def make_plan(
     arms = ("control", "student", "hidden") if config.hidden_arm else ("control", "student")
     chains = config.rounds * config.repeats
     models = max(1, len(on_labels)) + len(arms) * chains
+    apart = prepared.apart
+    folds = int(apart.folds.max()) + 1 if apart is not None and apart.folds is not None else 0
     objective = _largest_objective(config, prepared, given)
     parameters = sum(weight.numel() for weight in objective.parameters())
-    require_disk(folder, 4 * parameters * STATE_COPIES * models)
+    require_disk(folder, 4 * parameters * STATE_COPIES * (models + folds))
     largest = _streams(config, prepared.classified, config.student.batch_size, config.pseudo.ratio)
     pixel_seconds = rehearse(objective, largest, runtime) / runtime.world_size
 
@@ -62,6 +64,13 @@ def make_plan(
     views = len(config.label.views) * len(config.label.scales)
     seen = pixel_seconds * math.prod(config.model.canvas) * FORWARD_SHARE
     mode, stores = MODES[config.student.mode], 1 + (config.rounds - 1) * config.repeats - ("pseudo-1" in given)
+    if apart is not None:
+        images, streams = len(apart.images), _streams(config, prepared.classified, config.teacher.batch_size)
+        if folds:
+            labeled = images - images // folds
+            plan.append(_training("fold", folds, config.teacher, labeled, streams, pixel_seconds))
+        times = 1 if folds else 1 + (config.rounds - 1) * config.repeats
+        plan.append(PlannedStage("certify", times, f"{images} images, {views} views", seen * views * images))
     pool = len(sets.pool if mode.needs_store else sample_of_pool(config, sets.pool))
     plan.append(PlannedStage("label", stores, f"{pool} images, {views} views", seen * views * pool))
     plan += [_training(arm, chains, config.student, len(sets.labeled), largest, pixel_seconds) for arm in arms]

@@ -187,6 +187,11 @@ def score_limits(pseudo: PseudoConfig, class_names: tuple[str, ...]) -> NDArray[
         InputError: thresholds by class that name an unknown class, or leave one out.
     """
     given = pseudo.score_threshold
+    if given == "certified":
+        raise InputError(
+            "pseudo.score_threshold=certified: no certificate was made here; a number, or one for each class, is "
+            "allowed. Give those that `tutelage certify` printed, or let `tutelage fit` certify."
+        )
     if not isinstance(given, dict):
         return np.full(len(class_names), given, np.float32)
     for name in given:

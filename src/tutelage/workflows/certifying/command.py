@@ -19,7 +19,8 @@ from tutelage.reporting.page import write_certificate
 from tutelage.tasks.table import TASKS, build_task
 from tutelage.workflows.assembly import of_the_models_classes, open_all, open_model
 from tutelage.workflows.certifying.knowledge import refuse_known, training_of
-from tutelage.workflows.certifying.stage import FIRST, Graph, Labeler, certify_round, certify_stage
+from tutelage.workflows.certifying.rounds import FIRST, Graph, certify_round
+from tutelage.workflows.certifying.stage import Labeler, certify_stage
 from tutelage.workflows.options import Paths, require_sources, resolve
 from tutelage.workflows.prepare import Prepared, prepare, resampling_groups
 from tutelage.workflows.stages import Place, Stage, console, open_run, pin_data, provenance

@@ -6,7 +6,7 @@ Legend: K classes, n images.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,16 +22,10 @@ from tutelage.engine.runtime import Runtime
 from tutelage.reporting.certificate import certificate_lines
 from tutelage.stats.certificate import Sums, certify_class
 from tutelage.tasks.claims import joined_sums
-from tutelage.tasks.table import build_task
 from tutelage.tasks.task import Task
 from tutelage.types import Prediction
 from tutelage.workflows.assembly import load_trained
-from tutelage.workflows.prepare import Prepared
 from tutelage.workflows.stages import Place, Stage, console, run_stage
-from tutelage.workflows.training import train_teacher
-
-Graph = dict[str, Stage]
-FIRST = "certify-1"
 
 
 @dataclass(frozen=True)
@@ -161,71 +155,3 @@ def _threshold(found: dict[str, Any]) -> float:
     if found["chosen"] is not None:
         return float(found["chosen"])
     return float(found["best"][0] if found["best"] else found["thresholds"][-1])
-
-
-def certify_round(
-    graph: Graph,
-    place: Place,
-    config: RunConfig,
-    prepared: Prepared,
-    labeler: Stage | None,
-    runtime: Runtime,
-    *,
-    suffix: str,
-) -> RunConfig:
-    """The config of a round of `fit`, with what is certified of its labeler; enters the stages into `graph`.
-
-    On a part set aside every round's own labeler is certified. Folds estimate the first round's teacher alone, as each
-    of them would need a chain of students.
-
-    Args:
-        graph: the run's stages so far.
-        place: where stages are made.
-        config: the run.
-        prepared: its data; without images to certify on nothing happens.
-        labeler: the model that labels the pool in this round; folds do without.
-        runtime: devices.
-        suffix: of the round's stages, for example `-1`.
-    """
-    apart = prepared.apart
-    if apart is None:
-        return config
-    name = f"certify{suffix}" if apart.certified else FIRST
-    if name not in graph:
-        task = build_task(config, prepared.sets.labeled.class_names)
-        if apart.certified:
-            assert labeler is not None, "a part set aside certifies one model"
-            labelers, about = [Labeler(labeler, apart.images, apart.groups)], labeler.name
-        else:
-            labelers, about = fold_labelers(graph, place, config, prepared, runtime), "teacher"
-        told = {"about": about}
-        graph[name] = certify_stage(place, name, config, task, labelers, runtime, certified=apart.certified, told=told)
-    return with_certificate(config, graph, suffix)
-
-
-def fold_labelers(graph: Graph, place: Place, config: RunConfig, prepared: Prepared, runtime: Runtime) -> list[Labeler]:
-    """Teachers that each leave out a fold, trained as the run's own, with the fold that they left out."""
-    apart = prepared.apart
-    assert apart is not None and apart.folds is not None, "asked for where there are folds"
-    labelers = []
-    for fold in range(int(apart.folds.max()) + 1):
-        out = apart.folds == fold
-        sets = replace(prepared.sets, labeled=apart.images.select(~out))
-        name = f"fold-{fold + 1}"
-        graph[name] = train_teacher(place, name, config, replace(prepared, sets=sets), runtime)
-        labelers.append(Labeler(graph[name], apart.images.select(out), apart.groups[out]))
-    return labelers
-
-
-def certificate_of(graph: Graph, suffix: str) -> Stage | None:
-    """The certificate that a round goes by: its own, or the first round's; None where there is none."""
-    return graph.get(f"certify{suffix}", graph.get(FIRST))
-
-
-def with_certificate(config: RunConfig, graph: Graph, suffix: str) -> RunConfig:
-    """The config with the round's certified thresholds, where `pseudo.score_threshold` asks for them."""
-    stage = certificate_of(graph, suffix)
-    if config.pseudo.score_threshold != "certified" or stage is None:
-        return config
-    pseudo = config.pseudo.model_copy(update={"score_threshold": stage.record["thresholds"]})
-    return config.model_copy(update={"pseudo": pseudo})
