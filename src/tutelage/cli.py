@@ -277,6 +277,7 @@ def review(
     serve: Annotated[
         bool, typer.Option("--serve", help="show the page on this machine; save verdicts directly")
     ] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="with --serve: 0 takes a free one")] = 0,
     export: Annotated[str, typer.Option(help="write for a tool: label-studio, cvat, coco or fiftyone")] = "",
     import_: Annotated[str, typer.Option("--import", help="take in a file or folder that such a tool wrote")] = "",
     limit: Annotated[int, typer.Option(help="images, the most informative first; 0 is all")] = 200,
