@@ -35,6 +35,8 @@ class State:
     ema: nn.Module | None
     step: int = 0  # finished steps
     seconds: float = 0.0  # spent on them, over all sessions
+    unread: dict[str, float] = field(default_factory=dict)  # sums of figures since the last line of the log
+    unread_steps: int = 0
     watch: TrainingWatch = field(default_factory=TrainingWatch)
 
 
@@ -49,7 +51,8 @@ def save_checkpoint(folder: Path, run_hash: str, state: State) -> None:
     name = f"step-{state.step:08d}.safetensors"
     save_tensors(place / name, _tensors(state))
     head = {"hash": run_hash, "step": state.step, "seconds": state.seconds, "tensors": name}
-    write_json(place / RECORD, {**head, "watch": state.watch.as_dict()})
+    figures = {"unread": state.unread, "unread_steps": state.unread_steps}
+    write_json(place / RECORD, {**head, **figures, "watch": state.watch.as_dict()})
     for old in place.glob("step-*.safetensors"):
         if old.name != name:
             old.unlink()
@@ -78,6 +81,7 @@ def load_checkpoint(folder: Path, run_hash: str, state: State) -> bool:
     except RuntimeError as error:
         raise InputError(f"{place}: {_one_line(error)}. Start anew with --overwrite.") from None
     state.step, state.seconds = record["step"], record["seconds"]
+    state.unread, state.unread_steps = record["unread"], record["unread_steps"]
     state.watch = TrainingWatch.from_dict(record["watch"])
     return True
 

@@ -294,6 +294,7 @@ def _asked_to_stop(stop: StopSignals, runtime: Runtime) -> bool:
 def _save(training: Training, state: State, meter: Meter, runtime: Runtime) -> None:
     meter.require_finite()
     state.seconds = meter.seconds()
+    state.unread, state.unread_steps = meter.unread()
     if runtime.is_main:
         save_checkpoint(training.folder, training.run_hash, state)
     meter.saved()

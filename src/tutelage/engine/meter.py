@@ -28,9 +28,11 @@ class Meter:
     def __init__(self, name: str, state: State, images: int) -> None:
         self.figures: dict[str, float] = {}  # of the last line
         self._name, self._state, self._images = name, state, images
-        self._names: list[str] = []
+        self._names = list(state.unread)
         self._sum: Tensor | None = None
-        self._steps = 0
+        if state.unread_steps:
+            self._sum = torch.tensor(list(state.unread.values()), dtype=torch.float64)
+        self._steps = self._continued = state.unread_steps
         self._started = self._read_at = self._saved_at = time.monotonic()
         self._first, self._seconds_before = state.step, state.seconds
 
@@ -38,7 +40,7 @@ class Meter:
         """Takes in a finished step."""
         self._names = list(figures)
         values = torch.stack([value.detach() for value in figures.values()])
-        self._sum = values if self._sum is None else self._sum + values
+        self._sum = values if self._sum is None else self._sum.to(values) + values
         self._steps += 1
         if values.device.type == "cpu":
             self.require_finite()
@@ -54,9 +56,9 @@ class Meter:
         self.figures = {
             "lr": self._state.optimizer.param_groups[0]["lr"],
             **self._means(),
-            "images_per_second": self._steps * self._images / max(now - self._read_at, 1e-9),
+            "images_per_second": (self._steps - self._continued) * self._images / max(now - self._read_at, 1e-9),
         }
-        self._sum, self._steps, self._read_at = None, 0, now
+        self._sum, self._steps, self._continued, self._read_at = None, 0, 0, now
         return self.figures
 
     def require_finite(self) -> None:
@@ -76,6 +78,11 @@ class Meter:
             f"step's rate: {self._state.optimizer.param_groups[0]['lr']:.4g}), set train.clip_norm, or "
             "runtime.precision=float32."
         )
+
+    def unread(self) -> tuple[dict[str, float], int]:
+        """Sums since the last line, and of how many steps: what a continued training goes on from."""
+        sums = [] if self._sum is None else self._sum.tolist()
+        return dict(zip(self._names if sums else [], sums, strict=True)), self._steps
 
     def seconds(self) -> float:
         """Time spent on the training, over all sessions."""
