@@ -7,7 +7,15 @@ from tutelage.config.classified import (
     PretrainConfig,
     SimCLRConfig,
 )
-from tutelage.config.loading import changed_keys, config_hash, load_config, option_table, parse_config, recipe_names
+from tutelage.config.loading import (
+    NO_RESULT,
+    changed_keys,
+    config_hash,
+    load_config,
+    option_table,
+    parse_config,
+    recipe_names,
+)
 from tutelage.config.parts import (
     METRICS_OF_TASK,
     AnchorConfig,
@@ -31,6 +39,7 @@ from tutelage.config.parts import (
 
 __all__ = [
     "METRICS_OF_TASK",
+    "NO_RESULT",
     "AnchorConfig",
     "AugmentConfig",
     "CertifyConfig",

@@ -18,6 +18,9 @@ from tutelage.config.part import Part
 from tutelage.config.parts import RunConfig, merge
 from tutelage.types import InputError
 
+NO_RESULT = ("runtime", "sources", "guard")
+"""Parts that change no result: devices, where data lies, and what happens to a run that is lost."""
+
 
 def load_config(
     recipe: str | Path | Mapping[str, Any], overrides: Iterable[str] = (), **parts: Mapping[str, Any]
@@ -59,9 +62,9 @@ def config_hash(*parts: Part | Mapping[str, Any] | str | int | float | bool | No
 
 
 def changed_keys(one: RunConfig, other: RunConfig) -> list[str]:
-    """Dotted keys in which two configs differ, `runtime` and `sources` left out, each as `key: one -> other`."""
+    """Dotted keys in which results of two configs differ, each as `key: one -> other`; see `NO_RESULT`."""
     left, right = _flat(one.model_dump(mode="json")), _flat(other.model_dump(mode="json"))
-    keys = [key for key in sorted({*left, *right}) if not key.startswith(("runtime.", "sources."))]
+    keys = [key for key in sorted({*left, *right}) if key.partition(".")[0] not in NO_RESULT]
     return [f"{key}: {left.get(key)} -> {right.get(key)}" for key in keys if left.get(key) != right.get(key)]
 
 

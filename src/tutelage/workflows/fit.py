@@ -8,7 +8,6 @@ from typing import Any
 from tutelage.config import RunConfig
 from tutelage.data.pseudo import require_kept
 from tutelage.engine.runtime import Runtime, launch
-from tutelage.engine.watch import stop_if_lost
 from tutelage.files import atomic_folder, copy_files, read_json, write_json, write_text
 from tutelage.reporting.page import write_report
 from tutelage.tasks.table import build_task
@@ -30,7 +29,7 @@ from tutelage.workflows.plan import make_plan, plan_lines
 from tutelage.workflows.prepare import Prepared, prepare
 from tutelage.workflows.stages import Place, Stage, console, open_run, pin_data, provenance
 from tutelage.workflows.training import train_student, train_teacher
-from tutelage.workflows.watching import label_alarms, run_warnings, say
+from tutelage.workflows.watching import heed_store, run_warnings
 
 Graph = dict[str, Stage]
 
@@ -142,16 +141,16 @@ def run_graph(runtime: Runtime, config: RunConfig, prepared: Prepared, place: Pl
     for repeat in range(config.repeats):
         previous = {arm: graph["teacher"] for arm in arms(config)}
         for round_ in range(1, config.rounds + 1):
-            certified = suffix(round_, repeat if round_ > 1 else 0)
-            own = certify_round(graph, place, config, prepared, previous["student"], runtime, suffix=certified)
+            shared = suffix(round_, repeat if round_ > 1 else 0)
+            certified = certify_round(graph, place, config, prepared, previous["student"], runtime, suffix=shared)
             store = None
             if mode.needs_store:
                 labeler = previous["student"]
-                store = _store(graph, place, own, prepared, labeler, runtime, round_=round_, repeat=repeat)
+                store = _store(graph, place, certified, prepared, labeler, runtime, round_=round_, repeat=repeat)
             for arm, second_stream in arms(config).items():
                 name = arm + suffix(round_, repeat)
                 graph[name] = train_student(
-                    place, name, own, prepared, runtime,
+                    place, name, certified, prepared, runtime,
                     second_stream=second_stream, init=previous[arm], pseudo=store, round_=round_, repeat=repeat,
                 )  # fmt: skip
                 evaluated(name, graph[name])
@@ -200,10 +199,7 @@ def _store(
         raise InputError(
             f"{error} With another --out and --stages {place.folder}, teacher and store are taken from this run."
         ) from None
-    alarms = label_alarms(pseudo_labels(graph[name], prepared), config, prepared.sets.labeled)
-    if runtime.is_main:
-        say(name, alarms)
-    stop_if_lost(name, alarms, config.guard)
+    heed_store(graph[name], pseudo_labels(graph[name], prepared), config, prepared.sets.labeled, runtime)
     return graph[name]
 
 
@@ -238,13 +234,14 @@ def _require_pool(prepared: Prepared, config: RunConfig) -> None:
 def _conclude(out: Path, config: RunConfig, prepared: Prepared, graph: Graph, given_stages: Graph) -> dict[str, Any]:
     """Compares, keeps the recommended model, writes the report and, as the last file but it, the record."""
     last = suffix(config.rounds, 0)
+    certified = with_certificate(config, graph, last)
     record = {
         **compare(config, prepared, graph),
         **provenance(config),
         "notes": [*prepared.sets.notes, *MODES[config.student.mode].notes(config, prepared, graph)],
-        "pseudo": _pseudo_record(with_certificate(config, graph, last), prepared, graph),
+        "pseudo": _pseudo_record(certified, prepared, graph),
         "certificate": certificate_record(config, graph, last),
-        "warnings": run_warnings(graph, config, prepared.sets.labeled),
+        "warnings": run_warnings(graph, certified, prepared.sets.labeled),
         "stages": {name: str(_relative(stage.folder, out)) for name, stage in graph.items()},
         "seconds": {name: stage.record["seconds"] for name, stage in graph.items() if name not in given_stages},
     }

@@ -28,6 +28,7 @@ from tutelage.types import IGNORE, Annotation, Batch, Boxes, Prediction, Skipped
 from tutelage.workflows.assembly import PSEUDO_LABELS, load_trained, open_all, open_model, require_format
 from tutelage.workflows.options import Paths, require_sources
 from tutelage.workflows.stages import Place, Stage, console, run_stage
+from tutelage.workflows.watching import LabelGuard
 
 Outcome = Prediction | Skipped | Leak
 Size = tuple[int, int]
@@ -134,8 +135,13 @@ def label_stage(
     runtime: Runtime,
     *,
     round_: int,
+    labeled: Index | None = None,
 ) -> Stage:
-    """The stage that labels `pool` with `teacher`; copies of `held_out` images are kept out and counted."""
+    """The stage that labels `pool` with `teacher`; copies of `held_out` images are kept out and counted.
+
+    Raises:
+        InputError: by what the guard knows of `labeled` images, the labeling is lost, and it is to stop then.
+    """
     key = {
         "kind": "label",
         "task": config.task,
@@ -163,9 +169,12 @@ def label_stage(
             num_images=len(pool),
             part_size=config.label.part_size,
         )
+        guard = LabelGuard(stage, config, task, labeled, runtime)
+        if labeled is not None:
+            guard.try_teacher(partial(label_images, config, task, model, labeled, (), runtime))
         label_rows = partial(label_images, config, task, model, pool, held_out, runtime)
-        write_store(stage.folder, manifest, pool, runtime, label_rows)
-        return store_record(stage.folder, pool, config)
+        write_store(stage.folder, manifest, pool, runtime, label_rows, guard)
+        return {**store_record(stage.folder, pool, config), "warnings": guard.conclude()}
 
     return run_stage(place, name, key, runtime, work)
 
@@ -176,13 +185,19 @@ def write_store(
     pool: Index,
     runtime: Runtime,
     label_rows: Callable[[NDArray[np.int64]], Iterator[Outcome]],
+    guard: LabelGuard | None = None,
 ) -> None:
     """Labels what is not yet in the store; each process takes every `world_size`-th part, the main one ends it."""
     writer = StoreWriter(folder, manifest)
-    mine = [part for part in writer.missing_parts() if part % runtime.world_size == runtime.rank]
+    missing = writer.missing_parts()
+    mine = [part for part in missing if part % runtime.world_size == runtime.rank]
+    take = partial(guard.take, num_images=manifest.num_images) if guard else lambda part: None
+    for part in sorted(set(range(manifest.num_parts)) - set(missing)):
+        take(part)
     outcomes = label_rows(_rows(mine, manifest))
     for part, group in groupby(outcomes, key=lambda outcome: outcome.image_id // manifest.part_size):
         writer.write_part(part, group, pool)
+        take(part)
     runtime.barrier()
     if runtime.is_main:
         writer.finish()

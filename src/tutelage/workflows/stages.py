@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from tutelage.config import RunConfig, changed_keys, config_hash, load_config
+from tutelage.config import NO_RESULT, RunConfig, changed_keys, config_hash, load_config
 from tutelage.engine.checkpoint import remove_checkpoint
 from tutelage.engine.runtime import Runtime
 from tutelage.files import TEMPORARY, read_json, remove_stale, unfinished, write_json, write_text
@@ -161,7 +161,7 @@ def given_store(name: str, folder: Path) -> Stage:
 def open_run(out: Path, config: RunConfig, overrides: Sequence[str], *, overwrite: bool, resume: bool) -> RunConfig:
     """The config that the run folder `out` goes by: the given one, or with `resume` the folder's own.
 
-    With `resume`, sources and `runtime.*` overrides that were given replace the folder's: data and devices may change.
+    With `resume`, sources and overrides of `runtime.*` and `guard` that were given replace the folder's.
 
     Raises:
         InputError: the folder holds another run (the keys that differ are listed) or foreign files, there is nothing
@@ -174,7 +174,7 @@ def open_run(out: Path, config: RunConfig, overrides: Sequence[str], *, overwrit
     if resume:
         if not saved.is_file():
             raise InputError(f"{out}: holds no run to resume (no config.yaml). Leave --resume out to start one.")
-        ignored = [one for one in overrides if not one.startswith("runtime.")] + ["--overwrite"] * overwrite
+        ignored = [one for one in overrides if not one.startswith(("runtime.", "guard="))] + ["--overwrite"] * overwrite
         if ignored:
             raise InputError(
                 f"--resume: takes the config from {saved}; {', '.join(ignored)} would not be taken. Leave out either."
@@ -268,8 +268,8 @@ def _machine(config: RunConfig) -> dict[str, Any]:
 
 
 def result_hash(config: RunConfig) -> str:
-    """Hash of all options that change a result: everything but `runtime` and `sources`."""
-    return config_hash(config.model_dump(mode="json", exclude={"runtime", "sources"}))
+    """Hash of all options that change a result."""
+    return config_hash(config.model_dump(mode="json", exclude=set(NO_RESULT)))
 
 
 def figure_lines(metrics: Mapping[str, Any], intervals: Mapping[str, Any]) -> str:

@@ -301,6 +301,7 @@ def _training(
         num_steps=num_steps,
         seed=config.seed + repeat,
         round=round_,
+        guard=config.guard,
         validate=_validation(config, data.val),
         validate_steps=validation_steps(num_steps, config.eval.points) if data.val is not None else (),
     )
