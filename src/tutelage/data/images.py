@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import struct
 import zlib
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
 from tutelage.config import DataConfig
-from tutelage.data.members import opened, read_bytes
+from tutelage.data.members import file_of, opened, read_bytes
 from tutelage.types import InputError
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "JPEG2000", "AVIF")
@@ -41,6 +42,12 @@ TURNED = (5, 6, 7, 8)  # rows become columns
 PAPER = 255  # transparent pixels lie on white, as in the browsers that people annotate in
 
 Pixels = NDArray[np.uint8]
+
+
+class Vanished(InputError):
+    """The folder that an image lies in is gone: a disk or a share, not a broken file."""
+
+
 BoxPixels = Literal["upright", "shown by size", "stored by size", "shown by option", "stored by option"]
 """How it was decided which pixels boxes refer to; only the first three are certain."""
 STORED: tuple[BoxPixels, ...] = ("stored by size", "stored by option")
@@ -202,7 +209,24 @@ def _read(path: Path) -> bytes:
 
 
 def _unreadable(path: Path, error: OSError) -> InputError:
+    file = file_of(path)
+    if _is_gone(file):
+        return Vanished(
+            f"{file}: is gone, and with it all that was in its folder. Bring the disk, share or folder back, then run "
+            "the same command: it continues."
+        )
     return InputError(f"{path}: cannot be read ({error.strerror or error}). Restore the file or mend its path.")
+
+
+def _is_gone(file: Path) -> bool:
+    """Whether neither the file nor anything else can be found in its folder."""
+    if os.access(file, os.F_OK):
+        return False
+    try:
+        with os.scandir(file.parent) as entries:
+            return next(entries, None) is None
+    except OSError:
+        return True
 
 
 def _open(file: IO[bytes], path: Path) -> ImageFile:

@@ -8,7 +8,8 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import NamedTuple, Self
@@ -99,6 +100,32 @@ def split_batch(batch_sizes: Mapping[str, int], runtime: Runtime) -> int:
     )
 
 
+@contextmanager
+def memory_limited(name: str, images: int, runtime: Runtime) -> Iterator[None]:
+    """A block that passes `images` labeled images through the network at once, whose memory may end.
+
+    The rehearsal has seen them fit; but others use the device too, and its free memory falls into pieces.
+
+    Raises:
+        InputError: it did; the message names a smaller device batch.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not _is_want_of_memory(error):
+            raise
+        remedy = f"Set runtime.device_batch_size={images // 2}" if images > 1 else "Free memory of the device"
+        raise InputError(
+            f"{name}: the memory of this {runtime.device.type} device ended with {images} images in a pass; half as "
+            f"many take about half of it. {remedy}, then run the same command: it continues from what was saved last."
+        ) from None
+
+
+def _is_want_of_memory(error: Exception) -> bool:
+    words = "allocate memory"  # what the CPU's allocator says
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or words in str(error)
+
+
 class StreamSize(NamedTuple):
     """What a stream puts on the devices at each step."""
 
@@ -165,10 +192,8 @@ class _Rehearsal:
             if available is not None and step_bytes(self._forward, self._objective, num_images) > available:
                 return False
             self._forward(num_images).backward()  # type: ignore[no-untyped-call]
-        except (torch.OutOfMemoryError, MemoryError):
-            return False
-        except RuntimeError as error:
-            if "allocate memory" not in str(error):  # what the CPU's allocator says
+        except (RuntimeError, MemoryError) as error:
+            if not _is_want_of_memory(error):
                 raise
             return False
         finally:

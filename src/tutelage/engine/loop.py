@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tutelage.config import TrainConfig
 from tutelage.data.index import Index
 from tutelage.engine.checkpoint import State, load_checkpoint, save_checkpoint
-from tutelage.engine.guard import StopSignals, split_batch
+from tutelage.engine.guard import StopSignals, memory_limited, split_batch
 from tutelage.engine.meter import Meter, describe
 from tutelage.engine.objectives import Objective, Sums, pack, unpack
 from tutelage.engine.optim import averaged_copy, build_optimizer, lr_at, ramped_decay, set_lr, update_average
@@ -128,9 +128,10 @@ def train(training: Training, runtime: Runtime) -> TrainResult:
         for step, micro_batches in enumerate(_open_streams(training, runtime, first), start=first):
             runtime.seed_everything(training.seed, training.round, step, runtime.rank)
             set_lr(state.optimizer, lr_at(step, config, num_steps))
-            sums, counts = accumulate(wrapped, state.objective, micro_batches, state.ema, runtime)
-            norm = _clip_gradient(state.objective.model, config.clip_norm)
-            state.optimizer.step()
+            with memory_limited(training.name, len(micro_batches[0]["labeled"]), runtime):
+                sums, counts = accumulate(wrapped, state.objective, micro_batches, state.ema, runtime)
+                norm = _clip_gradient(state.objective.model, config.clip_norm)
+                state.optimizer.step()
             state.optimizer.zero_grad(set_to_none=True)
             if state.ema is not None:
                 update_average(state.ema, state.objective.model, training.decay(step))

@@ -18,7 +18,7 @@ from tutelage.data.duplicates import near_duplicate_groups
 from tutelage.data.index import Index
 from tutelage.data.loader import evaluation_batches
 from tutelage.data.splits import group_ids, merge_groups
-from tutelage.engine.guard import device_batch
+from tutelage.engine.guard import device_batch, memory_limited
 from tutelage.engine.progress import Progress
 from tutelage.engine.runtime import Runtime, launch
 from tutelage.files import atomic
@@ -152,7 +152,7 @@ def _judged_share(model: nn.Module, task: Task, index: Index, config: RunConfig,
     with Progress("predict", len(rows), runtime.is_main, unit="images") as progress:
         for batch, _ in batches:
             assert batch is not None, "an intolerant loader skips nothing"
-            with runtime.autocast():
+            with memory_limited("predict", len(batch), runtime), runtime.autocast():
                 predictions = task.predict(model, batch.to(runtime.device), None)
             for prediction in predictions:
                 yield task.judge(prediction, index, config.data)

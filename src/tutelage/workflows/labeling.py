@@ -18,7 +18,7 @@ from tutelage.data.index import Index
 from tutelage.data.joining import join
 from tutelage.data.loader import evaluation_batches
 from tutelage.data.pseudo import Leak, Manifest, PseudoStore, StoreWriter, open_store, score_limits, store_index
-from tutelage.engine.guard import device_batch
+from tutelage.engine.guard import device_batch, memory_limited
 from tutelage.engine.progress import Progress
 from tutelage.engine.runtime import Runtime, launch
 from tutelage.files import read_json
@@ -255,7 +255,7 @@ def outcomes_of(
         for batch, skipped in batches:
             found: list[Outcome] = list(skipped)
             if batch is not None:
-                with runtime.autocast():
+                with memory_limited("label", len(batch), runtime), runtime.autocast():
                     found += predict(batch.to(runtime.device))
                 found = [_without_leak(outcome, batch, leaks) for outcome in found]
             yield from sorted(found, key=lambda outcome: outcome.image_id)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tutelage.augment.apply import apply
 from tutelage.augment.plan import Plan
 from tutelage.data.duplicates import HashBook
+from tutelage.data.images import Vanished
 from tutelage.data.loader.order import Key
 from tutelage.data.loader.pictures import Pictures, shown_boxes
 from tutelage.types import Batch, Boxes, InputError, PaddedBoxes, Sample, Skipped
@@ -72,6 +73,8 @@ class PoolSamples:
         total, unreadable, copies = len(self), 0, 0
         for place in range(row, row + min(total, MOST_IN_A_ROW)):
             sample = self.samples[epoch, place % total]
+            if isinstance(sample, Vanished):
+                return sample
             if isinstance(sample, InputError):
                 unreadable += 1
             elif self.held_out is not None and self.held_out.contains(_whole_picture(sample)):
@@ -108,7 +111,8 @@ class EvaluationSamples:
         try:
             return _sample(self.pictures, row, lambda size, _: [self.plan_for(size)], self.targets)
         except InputError as error:
-            return Skipped(row, str(error)) if self.tolerant else error
+            broken = self.tolerant and not isinstance(error, Vanished)
+            return Skipped(row, str(error)) if broken else error
 
 
 def _sample(

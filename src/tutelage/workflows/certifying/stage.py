@@ -16,7 +16,7 @@ from tutelage.config import CertifyConfig, RunConfig
 from tutelage.data.index import Index
 from tutelage.data.loader import evaluation_batches
 from tutelage.data.pseudo.kinds import KINDS
-from tutelage.engine.guard import device_batch
+from tutelage.engine.guard import device_batch, memory_limited
 from tutelage.engine.progress import Progress
 from tutelage.engine.runtime import Runtime
 from tutelage.reporting.certificate import certificate_lines
@@ -121,7 +121,7 @@ def _labeled(
     with Progress("certify", len(rows), runtime.is_main, unit="images") as progress:
         for batch, _ in batches:
             assert batch is not None, "an intolerant loader skips nothing"
-            with runtime.autocast():
+            with memory_limited("certify", len(batch), runtime), runtime.autocast():
                 found = task.predict(model, batch.to(runtime.device), config.label)
             yield from found
             progress.advance(len(found))
