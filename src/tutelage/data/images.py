@@ -44,7 +44,7 @@ PAPER = 255  # transparent pixels lie on white, as in the browsers that people a
 Pixels = NDArray[np.uint8]
 
 
-class Vanished(InputError):
+class Vanished(InputError):  # noqa: N818 (it says what happened, as its base does not)
     """The folder that an image lies in is gone: a disk or a share, not a broken file."""
 
 

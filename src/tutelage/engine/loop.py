@@ -128,7 +128,7 @@ def train(training: Training, runtime: Runtime) -> TrainResult:
         for step, micro_batches in enumerate(_open_streams(training, runtime, first), start=first):
             runtime.seed_everything(training.seed, training.round, step, runtime.rank)
             set_lr(state.optimizer, lr_at(step, config, num_steps))
-            with memory_limited(training.name, len(micro_batches[0]["labeled"]), runtime):
+            with memory_limited(training.name, len(next(iter(micro_batches[0].values()))), runtime):
                 sums, counts = accumulate(wrapped, state.objective, micro_batches, state.ema, runtime)
                 norm = _clip_gradient(state.objective.model, config.clip_norm)
                 state.optimizer.step()
