@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -184,6 +185,57 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
             read_state(path)
     with pytest.raises(InputError, match=r"nowhere\.pth does not exist; random, imagenet, imagenet\+\+"):
         start(detector(), tmp_path / "nowhere.pth")
+
+
+def test_a_file_that_is_no_checkpoint_is_told_once(tmp_path: Path) -> None:
+    (tmp_path / "notes.pt").write_bytes(b"root:x:0:0")
+    with pytest.raises(InputError) as caught:
+        start(detector(), tmp_path / "notes.pt")
+    assert (
+        str(caught.value) == f"{tmp_path / 'notes.pt'}: is no checkpoint. Give a safetensors file, or what "
+        "torch.save wrote."
+    )
+
+
+def test_an_array_without_a_name_is_refused(tmp_path: Path) -> None:
+    with (tmp_path / "one.npz").open("wb") as file:
+        np.save(file, np.zeros(3))
+    with pytest.raises(InputError, match=r"one\.npz: cannot be read as arrays \(a lone array without a name\)"):
+        start(detector(), tmp_path / "one.npz")
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda tensor: (100 * tensor).to(torch.int8), "is torch.int8"),
+        (lambda tensor: tensor.to(torch.complex64), "is torch.complex64"),
+        (lambda tensor: tensor * torch.nan, "holds infinite values or no numbers"),
+    ],
+)
+def test_values_that_are_no_weights_are_refused(
+    tmp_path: Path, change: Callable[[torch.Tensor], torch.Tensor], found: str
+) -> None:
+    state = {name: change(value) if value.is_floating_point() else value for name, value in timm_state().items()}
+    torch.save(state, tmp_path / "odd.pt")
+    with pytest.raises(InputError, match=rf"odd\.pt: '.*' {found}; finite floating-point weights are allowed"):
+        start(detector(), tmp_path / "odd.pt")
+
+
+@pytest.mark.parametrize("told", [{"mean": [0.5, 0.5]}, {"std": "x"}, {"std": [0, 0, 0]}, {"mean": None}])
+def test_statistics_that_cannot_be_are_refused(tmp_path: Path, told: dict[str, object]) -> None:
+    save_file(timm_state(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": told}))
+    with pytest.raises(InputError, match=r"config\.json: pretrained_cfg has mean .*three numbers each"):
+        start(detector(), tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("content", [[1], {"pretrained_cfg": None}, {"hidden_size": 3}])
+def test_a_config_of_another_tool_says_nothing(tmp_path: Path, content: object) -> None:
+    save_file(timm_state(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    model = detector()
+    start(model, tmp_path / "model.safetensors")
+    assert model.normalize.mean.tolist() == pytest.approx([123.675, 116.28, 103.53])
 
 
 def test_a_model_folder_comes_back_whole(tmp_path: Path) -> None:

@@ -82,6 +82,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
             if file.read(2) not in TORCH_BEGINNINGS:
                 raise InputError(f"{path}: is no checkpoint. Give a safetensors file, or what torch.save wrote.")
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path}: holds more than tensors and plain containers ({str(error).splitlines()[0][:160]}); only these "
@@ -101,7 +103,10 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
         InputError: unreadable, or it holds Python objects.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            raise ValueError("a lone array without a name")
+        with loaded as archive:
             return {name: archive[name] for name in archive.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(
@@ -174,9 +179,10 @@ def copy_tensors(
     """Copies `taken`, a part of `state`, into a network's own tensors, and says what both have more.
 
     Raises:
-        InputError: shapes differ.
+        InputError: shapes differ, or values are no finite numbers where the network's are.
     """
     refuse_mismatches(own, taken, source)
+    _refuse_values(own, taken, source)
     with torch.no_grad():
         for name, tensor in taken.items():
             own[name].copy_(tensor)
@@ -194,6 +200,19 @@ def refuse_mismatches(own: Mapping[str, Tensor], taken: Mapping[str, Tensor], so
             f"{tuple(taken[name].shape)}, must be {tuple(own[name].shape)}); it was saved by another network. "
             "Make model.* equal to that network's, or give another file."
         )
+
+
+def _refuse_values(own: Mapping[str, Tensor], taken: Mapping[str, Tensor], source: str) -> None:
+    """Refuses integers (a quantized network's), complex and infinite numbers in the place of weights."""
+    for name, tensor in taken.items():
+        if not own[name].is_floating_point():
+            continue
+        if not tensor.is_floating_point() or not tensor.isfinite().all():
+            found = f"is {tensor.dtype}" if not tensor.is_floating_point() else "holds infinite values or no numbers"
+            raise InputError(
+                f"{source}: '{name}' {found}; finite floating-point weights are allowed. Save the network in float32 "
+                "before it was quantized or diverged, or give another file."
+            )
 
 
 def mean_kernel_norm(body: nn.Module) -> float:

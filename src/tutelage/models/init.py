@@ -7,7 +7,8 @@ again.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -150,10 +151,28 @@ def _weights_of_file(path: Path, *, simclr: bool) -> TrainedWeights:
 
 
 def _statistics_beside(path: Path) -> Normalization:
-    """Pixel statistics of timm's config.json, if the file lies beside one; else ImageNet's."""
+    """Pixel statistics of timm's config.json, if the file lies beside one; else ImageNet's.
+
+    Raises:
+        InputError: they are no statistics of pixels.
+    """
     config = path.with_name("config.json")
-    told = read_json(config).get("pretrained_cfg", {}) if config.exists() else {}
-    return in_bytes(told.get("mean", IMAGENET_MEAN), told.get("std", IMAGENET_STD))
+    content = read_json(config) if config.exists() else {}
+    told = content.get("pretrained_cfg") if isinstance(content, dict) else None
+    told = told if isinstance(told, dict) else {}
+    mean, std = told.get("mean", IMAGENET_MEAN), told.get("std", IMAGENET_STD)
+    if not (_is_color(mean) and _is_color(std) and min(std) > 0):
+        raise InputError(
+            f"{config}: pretrained_cfg has mean {mean} and std {std}; three numbers each, of pixels in [0, 1], are "
+            "allowed. Fetch the file again, or remove it if ImageNet's are right."
+        )
+    return in_bytes(mean, std)
+
+
+def _is_color(values: object) -> bool:
+    """Whether it is three finite numbers."""
+    is_three = isinstance(values, Sequence) and len(values) == 3
+    return is_three and all(isinstance(value, int | float) and math.isfinite(value) for value in cast(Any, values))
 
 
 def _load_tensorflow(model: Model, path: Path, backbone_name: str) -> LoadReport:
