@@ -117,7 +117,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: does not exist. Give a folder that Tutelage wrote and finished.") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, endless digits or depth
         raise InputError(f"{path}: not valid JSON ({error}). Restore the file, or make it again.") from None
 
 
