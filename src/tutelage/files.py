@@ -90,6 +90,7 @@ def mendable(error: OSError, path: Path | None = None) -> InputError | None:
         errno.EDQUOT: f"the disk quota is used up; free some space, {again}",
         errno.EFBIG: f"the largest allowed file size is reached; raise it, {again}",
         errno.EACCES: "this folder cannot be written to; choose another",
+        errno.ENOTDIR: "a file is in the way; choose another folder",
         errno.EROFS: "this disk is read-only; choose another folder",
     }
     remedy = remedies.get(error.errno or 0)
