@@ -10,17 +10,19 @@ from typing import Any
 
 from tutelage.config import PseudoConfig
 from tutelage.data.pseudo import PseudoStore, open_store
-from tutelage.data.pseudo.verdicts import Verdicts, read_verdicts, require_fitting, require_said, write_verdicts
+from tutelage.data.pseudo.verdicts import Verdicts, merge, read_verdicts, require_fitting, require_said, write_verdicts
 from tutelage.data.thumbnails import Album
 from tutelage.files import read_json, write_text
 from tutelage.reporting.page import image_roots
 from tutelage.reporting.read import Run, read_run
-from tutelage.review.page import Content, gather, render
+from tutelage.review.exchange import export_labels, import_labels, require_format
+from tutelage.review.exchange.handing import hand_out
+from tutelage.review.page import Content, gather, ranked, render
 from tutelage.review.serve import ReviewServer
 from tutelage.types import InputError
 from tutelage.workflows.stages import console
 
-VERDICTS = "verdicts.json"
+VERDICTS, EXPORTS = "verdicts.json", "export"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +111,13 @@ def review(
     """
     reviewed = open_reviewed(Path(run), round_)
     folder = Path(out) if out else reviewed.folder / "review"
-    if export or import_:
-        raise NotImplementedError(str(run))
+    if export and import_:
+        raise InputError("--export, --import: only one of them is allowed at a time. Leave out either.")
+    if export:
+        return _export(reviewed, folder, limit, export)
     folder.mkdir(parents=True, exist_ok=True)
+    if import_:
+        return _import(reviewed, folder, Path(import_))
     return _serve(reviewed, folder, limit, port) if serve else _write(reviewed, folder, limit)
 
 
@@ -157,3 +163,31 @@ def _serve(reviewed: Reviewed, folder: Path, limit: int, port: int) -> dict[str,
         except KeyboardInterrupt:
             print(f"Verdicts are in {target}" if target.is_file() else "No verdict was given")
     return {"verdicts": str(target), "images": content.shown}
+
+
+def _export(reviewed: Reviewed, folder: Path, limit: int, format: str) -> dict[str, Any]:
+    """Hands the chosen images to a tool, with what people said so far; those they are done with come last."""
+    require_format(format)
+    verdicts, _ = _given(folder / VERDICTS)
+    done = [image.path for image in verdicts.images if image.reviewed] if verdicts else []
+    rows = ranked(reviewed.stores, reviewed.pseudo, done).image_ids[: limit or None]
+    store = reviewed.store.with_verdicts(verdicts, str(folder / VERDICTS))
+    written = export_labels(folder / EXPORTS, format, hand_out(store, rows, reviewed.pseudo))
+    console.print(f"{written}: {len(rows)} images; take the result in with review --import FILE")
+    return {"export": str(written), "images": len(rows)}
+
+
+def _import(reviewed: Reviewed, folder: Path, file: Path) -> dict[str, Any]:
+    """Lays what a tool wrote over the verdicts that are there."""
+    target, manifest = folder / VERDICTS, reviewed.store.manifest
+    new = import_labels(file, folder / EXPORTS)
+    require_fitting(new, manifest.class_names, manifest.annotation, reviewed.paths(), str(file))
+    old, _ = _given(target)
+    verdicts = merge(old, new) if old else new
+    counts = reviewed.store.with_verdicts(verdicts, str(file)).people.counts()
+    write_verdicts(target, verdicts)
+    told = ", ".join(f"{value} {name}" for name, value in counts.items())
+    console.print(
+        f"{target}: {told} in {len(verdicts.images)} images, {len(new.images)} of them new or looked at again"
+    )
+    return {"verdicts": str(target), "images": len(new.images), **counts}
