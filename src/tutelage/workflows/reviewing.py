@@ -20,7 +20,7 @@ from tutelage.review.exchange.handing import hand_out
 from tutelage.review.page import Content, gather, ranked, render
 from tutelage.review.serve import ReviewServer
 from tutelage.types import InputError
-from tutelage.workflows.stages import console
+from tutelage.workflows.stages import REVIEWS, console
 
 VERDICTS, EXPORTS = "verdicts.json", "export"
 
@@ -110,7 +110,7 @@ def review(
         InputError: there is no store, or a file is malformed.
     """
     reviewed = open_reviewed(Path(run), round_)
-    folder = Path(out) if out else reviewed.folder / "review"
+    folder = Path(out) if out else reviewed.folder / REVIEWS
     if export and import_:
         raise InputError("--export, --import: only one of them is allowed at a time. Leave out either.")
     if export:

@@ -32,6 +32,7 @@ from tutelage.workflows.precision import with_precision
 OWN_FILES = ("run.json", "report.html", "model", "export", "stages", "data.json", "config.yaml")
 """Of a run, in the order in which they go: what proves others whole first, what proves the folder a run last."""
 PROOFS = ("run.json", "manifest.json")
+REVIEWS = "review"  # folder of a run in which people's verdicts are; no run replaces it
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -184,7 +185,8 @@ def open_run(out: Path, config: RunConfig, overrides: Sequence[str], *, overwrit
         return kept.model_copy(update={"sources": kept.sources.model_copy(update=given)})
     if overwrite and _is_run(out):
         remove_run(out)
-    if saved.is_file() and any(path != saved for path in out.iterdir()):  # alone, it was refused before it began
+    kept_apart = {saved, out / REVIEWS}
+    if saved.is_file() and set(out.iterdir()) - kept_apart:  # alone, it was refused before it began
         differing = changed_keys(load_config(saved), config)
         if differing:
             raise InputError(
@@ -192,7 +194,7 @@ def open_run(out: Path, config: RunConfig, overrides: Sequence[str], *, overwrit
                 "Choose another --out, continue that run with --resume, or replace it with --overwrite."
             )
         return _in_its_precision(config, load_config(saved))
-    if out.is_dir() and any(path != saved for path in out.iterdir()):
+    if out.is_dir() and set(out.iterdir()) - kept_apart:
         raise InputError(f"{out}: is not empty and holds no run of Tutelage. Choose another --out.")
     config = with_precision(config)
     out.mkdir(parents=True, exist_ok=True)
