@@ -82,7 +82,7 @@ def write_run_folder(
     for name in trained:
         role = name.split("-")[0]
         if role == "pseudo":
-            write_store(stage_folder(folder, stages, name), pool, names, kind, rng)
+            write_store(stage_folder(folder, stages, name), pool, names, kind, rng, int(name.split("-")[1]))
             continue
         write_training(stage_folder(folder, stages, name), name, kind.metric if val else "", rng)
         write_evaluation(stage_folder(folder, stages, f"evaluate-{name}"), role, test, names, kind, rng)
@@ -280,10 +280,12 @@ class Listing:
         return Path(self.drawn[row].path).name
 
 
-def write_store(folder: Path, pool: list[Drawn], names: tuple[str, ...], kind: Kind, rng: np.random.Generator) -> None:
+def write_store(
+    folder: Path, pool: list[Drawn], names: tuple[str, ...], kind: Kind, rng: np.random.Generator, round_: int = 1
+) -> None:
     """A store in parts of 32 images; the first three pool images are unreadable or held out."""
     manifest = Manifest(
-        teacher="", round=1, class_names=names, score_floor=0.05, label={}, pool="", held_out=(), key="",
+        teacher="", round=round_, class_names=names, score_floor=0.05, label={}, pool="", held_out=(), key="",
         num_images=len(pool), part_size=32, annotation=kind.annotation,
     )  # fmt: skip
     writer = StoreWriter(folder, manifest)

@@ -162,7 +162,7 @@ def render(content: Content, verdicts: Verdicts | None, verdicts_time: float = 0
         .render(
             title=content.title,
             summary=content.summary,
-            unit={"boxes": "boxes", "masks": "of pixels"}[annotation],
+            unit={"boxes": "boxes", "masks": "pixels"}[annotation],
             rejected=REJECTED[annotation],
             missing=MISSING[annotation],
             saving=SAVING[bool(save_to)],
