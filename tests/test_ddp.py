@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.toy_online import PlantedTask, online_student, two_views
 from tests.toy_task import CANVAS, ToyTask, rows_of, toy_batch, toy_network
 from tests.toy_training import training_in
 from tests.toy_views import contrastive_step
@@ -25,7 +26,7 @@ from tutelage.types import Batch
 
 ONE = RuntimeConfig(device="cpu", precision="float32", threads=1, workers=0)
 TWO = ONE.model_copy(update={"devices": 2})
-METHODS = ("supervised", "student", "detection", "segmentation", "joint", "joint-control")
+METHODS = ("supervised", "student", "online", "detection", "segmentation", "joint", "joint-control")
 STEPS = 2
 TINY_MODEL = ModelConfig(
     backbone="test_resnet", canvas=CANVAS, max_level=5, pyramid_width=8, head_width=8, head_depth=1
@@ -41,6 +42,8 @@ def build(method: str) -> Objective:
     config = StudentConfig(alpha=2.0, average_decay=0.5)
     if method == "student":
         return Student(ToyTask(), network, config)
+    if method == "online":
+        return online_student(network, PlantedTask(), alpha=2.0, average_decay=0.5)
     names = ("a", "b", "c")
     task: Task = DetectionTask(TINY_MODEL, PostprocessConfig(), names)
     if method == "segmentation":
@@ -74,6 +77,8 @@ def gradients(runtime: Runtime, micro_batches: int) -> Gradients:
             every = {"labeled": toy_batch(step, size=8), "second": toy_batch(10 + step, size=16, boxes=5)}
             every |= {"classification": toy_batch(20 + step, size=8), "extra": toy_batch(30 + step, size=4)}
             whole = {stream: every[stream] for stream in objective.streams}
+            if method == "online":
+                whole["second"] = two_views(whole["second"])
             parts = runtime.world_size * micro_batches
             mine = [share_of(whole, runtime.rank * micro_batches + part, parts) for part in range(micro_batches)]
             sums, counts = accumulate(wrapped, objective, mine, None, runtime)

@@ -192,13 +192,12 @@ class Online:
     def notes(self, config: RunConfig, prepared: Prepared, graph: Mapping[str, Stage]) -> list[str]:
         """What became of the images that the student drew, and what the store that is shown holds."""
         drawn = graph["student-1"].record["second_stream"]
-        pool = pool_of(prepared)
+        sample, pool = len(sample_of_pool(config, pool_of(prepared))), len(pool_of(prepared))
         return [
-            f"student-1: its running average labeled the pool as training went. Of {drawn['images']} images that it "
-            f"drew, {drawn['skipped']} could not be read and {drawn['leaks']} were also in the test set or selection "
-            "split; the next ones in the pool took their places.",
-            f"pseudo-1: the labels that its running average gives at the end, to {len(sample_of_pool(config, pool))} of "
-            f"{len(pool)} pool images, drawn by the seed.",
+            f"student-1: its running average labeled the pool as training went. It drew {drawn['images']} images; in "
+            f"the place of {drawn['skipped']} that could not be read and {drawn['leaks']} that are also in the test "
+            "set or selection split, each time it drew one, it took the next in the pool.",
+            f"pseudo-1: what its running average says at the end of {sample} of {pool} pool images, drawn by the seed.",
         ]
 
 
