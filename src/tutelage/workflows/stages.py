@@ -78,7 +78,7 @@ class Place:
             InputError: it holds other files, which are never deleted.
         """
         own = {path for pattern in self.own_files for path in self.folder.glob(pattern)}
-        foreign = sorted(path.name for path in self.folder.glob("*") if path not in own)
+        foreign = sorted(path.name for path in self.folder.glob("*") if path not in {*own, self.folder / REVIEWS})
         if foreign:
             raise InputError(
                 f"{self.folder}: holds other files ({', '.join(foreign[:5])}); a new folder, or one of an earlier "

@@ -13,7 +13,7 @@ from torch import nn
 from tutelage.config import METRICS_OF_TASK, RunConfig, TrainConfig
 from tutelage.data.index import Index
 from tutelage.data.loader import train_batches
-from tutelage.data.pseudo import require_kept
+from tutelage.data.pseudo import require_kept, write_provenance
 from tutelage.data.sources import DataSets
 from tutelage.engine import loop
 from tutelage.engine.loop import Stream, Training
@@ -239,6 +239,8 @@ def train_student(
         training = _training(stage, config, student, data, objective, round_=round_, repeat=repeat)
         second = mode.second_stream(config, prepared, student, pseudo)
         training = replace(training, streams={**training.streams, "second": second}, average=mode.average(student))
+        if runtime.is_main and pseudo is not None and second_stream == "pool":
+            write_provenance(stage.folder / "second-stream.parquet", pseudo_labels(pseudo, prepared), config.pseudo)
         return _train_and_save(stage, training, joint, runtime, config)
 
     return run_stage(place, name, key, runtime, work)

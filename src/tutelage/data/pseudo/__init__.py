@@ -1,6 +1,7 @@
 """The pseudo-label store: what a teacher said of a pool, written once, read with any threshold."""
 
 from tutelage.data.pseudo.masks import StoredMask
+from tutelage.data.pseudo.provenance import write_provenance
 from tutelage.data.pseudo.reading import PseudoStore, open_store, require_kept, score_limits, store_index
 from tutelage.data.pseudo.verdicts import Verdicts, merge, read_verdicts, write_verdicts
 from tutelage.data.pseudo.writing import Leak, Manifest, Outcome, StoreWriter
@@ -19,5 +20,6 @@ __all__ = [
     "require_kept",
     "score_limits",
     "store_index",
+    "write_provenance",
     "write_verdicts",
 ]
