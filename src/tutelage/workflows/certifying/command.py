@@ -108,6 +108,7 @@ def certify(
 
 def _of_model(model: Path, trained: Stage, config: RunConfig, place: Place) -> Stage:
     index = of_the_models_classes(_open_labeled(config), trained, "--labeled")
+    build_task(config, index.class_names).check_label(config.label)
     training = training_of(model)
     if isinstance(training, str):
         unseen = (
@@ -150,6 +151,7 @@ def _gap(labeled: Index, pool: Index | None, config: RunConfig) -> str:
 
 def _of_recipe(out: Path, config: RunConfig) -> dict[str, Any]:
     prepared = prepare(config)
+    build_task(config, prepared.sets.labeled.class_names).check_label(config.label)
     pin_data(out, prepared.fingerprints)
     finished = out / "run.json"
     if finished.is_file():
