@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from itertools import groupby
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -195,9 +195,10 @@ def write_store(
     for part in sorted(set(range(manifest.num_parts)) - set(missing)):
         take(part)
     outcomes = label_rows(_rows(mine, manifest))
-    for part, group in groupby(outcomes, key=lambda outcome: outcome.image_id // manifest.part_size):
-        writer.write_part(part, group, pool)
+    for part in mine:
+        writer.write_part(part, islice(outcomes, len(manifest.rows(part))), pool)
         take(part)
+    assert next(outcomes, None) is None, "one outcome an image"
     runtime.barrier()
     if runtime.is_main:
         writer.finish()
