@@ -8,6 +8,7 @@ Legend: n images, K classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -32,9 +33,11 @@ OTHER_CLASSES, WHOLLY_OTHER = 0.2, 0.5  # distance of class histograms that chan
 RARE = 1 / 10  # of the share of images that people label a class in
 EMPTY = 0.4  # share of the images, beyond that of the labeled ones
 SKIPPED = 0.1
+ENOUGH = 1 / 2  # of what people labeled: a threshold that keeps as much in labeled images is not to blame
+ALIKE = 1 / 3  # of a distance: histograms in another order that are so much nearer
 CLASSES_NAMED = 4
 
-AMOUNT: Mapping[Annotation, str] = {"boxes": "{:.3g} boxes an image", "masks": "labels on {:.1%} of an image"}
+AMOUNT: Mapping[Annotation, str] = {"boxes": "{:.3g} boxes an image", "masks": "{:.1%} of an image's pixels"}
 EMPTY_IMAGES: Mapping[Annotation, str] = {
     "boxes": "no box at or above the threshold and will be trained on as background",
     "masks": "no pixel at or above the threshold and will take part without teaching anything",
@@ -109,23 +112,16 @@ class LabelWatch:
             )
 
     def _amount(self, prior: Amounts, kept: Amounts) -> Iterator[Alarm]:
-        ratio, amount = mean_ratio(prior, kept), AMOUNT[self.annotation]
+        ratio, amount = mean_ratio(prior, kept), AMOUNT[self.annotation].format
         seen = (
-            f"the {kept.images} pool images get {amount.format(kept.mean)} at {self._threshold}; people labeled "
-            f"{amount.format(prior.mean)}"
+            f"{amount(kept.mean)} reach {self._threshold} in {kept.images} pool images; people labeled "
+            f"{amount(prior.mean)}"
         )
         if ratio.high < FEW:
             yield Alarm("few", f"{seen}. {self._fault()}", lost=ratio.high < NEARLY_NOTHING)
         elif ratio.low > MANY:
-            yield Alarm(
-                "many",
-                f"{seen}: most of it cannot be right. Raise pseudo.score_threshold"
-                + (
-                    f" (about {self.trial.fitting_threshold():.2f} keeps as much as people label)."
-                    if self.trial
-                    else "."
-                ),
-            )
+            fitting = "" if self.trial is None else f" ({self._fitting()} keeps about as much as people label)"
+            yield Alarm("many", f"{seen}: most of it cannot be right. Raise pseudo.score_threshold{fitting}.")
 
     def _empty(self, prior: Amounts, kept: Amounts) -> Iterator[Alarm]:
         if self.pseudo.empty == "background" and empty_excess(prior, kept) > EMPTY:
@@ -137,61 +133,62 @@ class LabelWatch:
             )
 
     def _classes(self, prior: Amounts, kept: Amounts) -> Iterator[Alarm]:
-        distance = class_distance(prior, kept)
+        distance, known = class_distance(prior, kept), prior.present > 0
         rare = rarer_than(prior, kept, RARE)
-        wholly = distance.excess > WHOLLY_OTHER or bool(
-            rare.any() and (rare | (prior.present == 0)).sum() >= len(rare) - 1
-        )
         if distance.excess > OTHER_CLASSES:
             yield Alarm(
                 "classes",
                 f"the classes of the pseudo-labels are not those of the labels (distance {distance.value:.2f}, by "
                 f"chance up to {distance.by_chance:.2f}): {self._largest_gaps(prior, kept)}. "
-                + (self._permuted(prior, kept) or self._fault()),
-                lost=wholly,
+                + (self._order(prior, kept) or self._fault()),
+                lost=distance.excess > WHOLLY_OTHER,
             )
-        elif rare.any():
+        elif rare.any() and not rare[known].all():  # all of them are what `few` is about
             yield Alarm(
                 "missing",
                 f"hardly any pseudo-label is of {self._named(np.flatnonzero(rare))}, which people labeled in "
                 f"{(prior.present / prior.images)[rare].min():.0%} of their images or more. {self._fault()}",
-                lost=wholly,
+                lost=rare.sum() >= max(2, known.sum() - 1),
             )
 
-    def _permuted(self, prior: Amounts, kept: Amounts) -> str:
-        """What to say where another order of the classes would make both histograms alike."""
-        other_order = class_distance(prior, kept, in_order=False)
-        if other_order.excess > 0:
+    def _order(self, prior: Amounts, kept: Amounts) -> str:
+        """What to say where another order of the classes would make the histograms alike, and no trial knows better."""
+        distance = class_distance(prior, kept, in_order=False).value
+        if self.trial is not None or distance > ALIKE * class_distance(prior, kept).value:
             return ""
         return (
-            "The same shares in another order: the class names are permuted. Compare those of the teacher (class_names "
-            "in its model.json) with the order of the classes in --labeled."
+            f"In another order the shares would fit (distance {distance:.2f}): the class names may be permuted; "
+            "compare class_names in the teacher's model.json with the order of the classes in --labeled."
         )
 
     def _fault(self) -> str:
         """Whether teacher, threshold or pool is to blame, by the teacher's trial, and what to do."""
-        if self.trial is None:
+        trial = self.trial
+        if trial is None:
             return (
                 "Either the threshold does not fit this teacher (lower pseudo.score_threshold), the teacher is weak "
                 "(train it longer), or the pool is of another domain than the labeled images (give another)."
             )
-        fitting = self.trial.fitting_threshold()
-        if is_untrained(self.trial, self.annotation):
+        if is_untrained(trial, self.annotation):
             return (
-                f"The teacher is at fault: it finds {self.trial.right():.1%} of what people labeled in labeled images. "
+                f"The teacher is at fault: it finds {trial.right():.1%} of what people labeled in labeled images. "
                 "Train it longer (teacher.min_steps, teacher.passes), or give another."
             )
-        if self.trial.kept(self._limits) < FEW * self.trial.human:
+        share = trial.kept(self._limits) / trial.human
+        if share < ENOUGH:
             return (
-                f"The threshold is at fault: in labeled images too it keeps only "
-                f"{self.trial.kept(self._limits) / self.trial.human:.1%} of the amount that people labeled; "
-                f"pseudo.score_threshold={fitting:.2f} would keep about as much."
+                f"The threshold is at fault: in labeled images too it keeps only {share:.1%} of the amount that people "
+                f"labeled; pseudo.score_threshold={self._fitting()} keeps about as much."
             )
         return (
-            f"The pool is at fault: in labeled images the teacher keeps "
-            f"{self.trial.kept(self._limits) / self.trial.human:.0%} of the amount that people labeled. The pool seems "
-            "to be of another domain; give images like the labeled ones, or label some of the pool's."
+            f"The pool is at fault: in labeled images the teacher keeps {share:.0%} of the amount that people labeled. "
+            "The pool seems to be of another domain; give images like the labeled ones, or label some of the pool's."
         )
+
+    def _fitting(self) -> float:
+        """The threshold that keeps in labeled images what people labeled, rounded down."""
+        assert self.trial is not None, "a threshold by the teacher's trial"
+        return math.floor(100 * self.trial.fitting_threshold()) / 100
 
     def _largest_gaps(self, prior: Amounts, kept: Amounts) -> str:
         rows = np.argsort(-np.abs(prior.shares - kept.shares), kind="stable")[:CLASSES_NAMED]

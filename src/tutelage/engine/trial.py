@@ -64,8 +64,8 @@ class Trial:
         return float(self.confusion.sum()) / self.images
 
     def kept(self, limits: NDArray[np.floating]) -> float:
-        """What the teacher claims in an image at or above the thresholds (K,)."""
-        least = np.floor(limits.astype(np.float64) * LEVELS)[:, None]
+        """What the teacher claims in an image at or above the thresholds (K,), these rounded up."""
+        least = np.ceil(limits.astype(np.float64) * LEVELS)[:, None]
         return float((self.claims * (np.arange(LEVELS + 1) >= least)).sum()) / self.images
 
     def right(self) -> float:
