@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import sys
 import threading
 from collections.abc import Callable
 from http import HTTPStatus
@@ -61,6 +62,11 @@ class ReviewServer(ThreadingHTTPServer):
             raise InputError(
                 f"--port {port}: cannot be listened on ({error}). Choose another, or leave it out."
             ) from None
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A browser that went away is no error; others are printed."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
     @property
     def host(self) -> str:
