@@ -1,6 +1,6 @@
-"""Redrawn test sets (`draws`), numbers to intervals (`intervals`), intervals to words (`conclusions`); `certificate`."""
+"""Redrawn test sets (`draws`), intervals (`intervals`; over clusters: `certificate`), and words (`conclusions`)."""
 
-from tutelage.stats.certificate import ClassCertificate, Sums, certify_class
+from tutelage.stats.certificate import ClassCertificate, Sums, certify_class, evidence, ratio_interval
 from tutelage.stats.conclusions import (
     Recommendation,
     convergence_sentence,
@@ -39,10 +39,12 @@ __all__ = [
     "convergence_sentence",
     "covers",
     "draw",
+    "evidence",
     "figure_interval",
     "joint_verdict",
     "leave_one_out",
     "paired_difference",
+    "ratio_interval",
     "recommend",
     "seeds_and_images",
     "separate_intervals",
