@@ -12,9 +12,7 @@ import yaml
 import tutelage
 from tests.tiny import TINY, annotation, arguments
 from tutelage.cli import main
-from tutelage.config import load_config
 from tutelage.types import InputError
-from tutelage.workflows.fit import _warn_of_empty_images
 
 
 def record_of(out: Path) -> dict[str, Any]:
@@ -216,17 +214,6 @@ def test_overwrite_deletes_no_foreign_file(finished: Path, scenes: Path, tmp_pat
     with pytest.raises(InputError, match=r"other files \(letter\.txt\)"):
         getattr(tutelage, verb)(finished / "model", **data, out=tmp_path, overwrite=True)
     assert (tmp_path / "letter.txt").read_text() == "mine"
-
-
-def test_a_mostly_empty_pool_is_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
-    background, dropped = (load_config("detection-demo", [f"pseudo.empty={what}"]) for what in ("background", "drop"))
-    counts = {"images": 403, "labeled": 2, "empty": 401}
-    _warn_of_empty_images(counts, dropped)
-    assert capsys.readouterr().err == ""
-    _warn_of_empty_images(counts, background)
-    assert "401 of 403 pool images" in capsys.readouterr().err
-    _warn_of_empty_images(counts | {"labeled": 402, "empty": 1}, background)
-    assert capsys.readouterr().err == ""
 
 
 def test_a_student_needs_a_pool_which_the_rest_of_the_labels_may_be(scenes: Path, tmp_path: Path) -> None:
