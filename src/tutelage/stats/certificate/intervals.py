@@ -1,9 +1,9 @@
 """Intervals of precision and recall: ratios of sums over images, where the image is the unit, never box or pixel.
 
-What a teacher gets wrong comes in clusters, so that a thousand boxes of a hundred images are worth fewer than a thousand
-trials. How many fewer is measured: Korn and Graubard (Survey Methodology 24, 1998) divide the number of claims by the
-design effect, the ratio of the cluster variance to that of as many independent claims, and put what is left into Clopper
-and Pearson's interval. Theirs fails where few images hold the wrong claims. Here, besides,
+What a teacher gets wrong comes in clusters, so that a thousand boxes of a hundred images are worth fewer than a
+thousand trials. How many fewer is measured: Korn and Graubard (Survey Methodology 24, 1998) divide the number of claims
+by the design effect, the ratio of the cluster variance to that of as many independent claims, and put what is left into
+Clopper and Pearson's interval. Theirs fails where few images hold the wrong claims. Here, besides,
 
 - the cluster variance is the delete-one-image jackknife's (CV3: MacKinnon, Nielsen and Webb, Journal of Applied
   Econometrics 38, 2023), so that an image that holds much of the claims does not hide its own residual;
@@ -29,9 +29,7 @@ from scipy.special import betaincinv, stdtrit
 
 from tutelage.stats.draws import Floats
 
-HALF_CLAIM = (
-    0.5  # of two-sided intervals: Clopper and Pearson's are too wide by about half a claim at each end (Jeffreys)
-)
+HALF_CLAIM = 0.5  # two-sided intervals: Clopper and Pearson's are too wide by about that at each end (Jeffreys)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +75,8 @@ def ratio_interval(hits: NDArray[Any], of: NDArray[Any], confidence: float) -> t
 def evidence(hits: NDArray[Any], of: NDArray[Any], tail: float) -> Evidence:
     """Evidence for a lower bound of the ratio of hits (T, n) to `of` (T, n) with this `tail`.
 
-    Where the images show no spread (one image, or claims that are all right or all wrong) each is taken as entirely right
-    or entirely wrong: then a claim is worth as little as it can be (Kish's effective number of images).
+    Where the images show no spread (one image, or claims that are all right or all wrong) each is taken as entirely
+    right or entirely wrong: then a claim is worth as little as it can be (Kish's effective number of images).
     """
     right, total = hits.sum(axis=1).astype(np.float64), of.sum(axis=1).astype(np.float64)
     images = (of > 0).sum(axis=1).astype(np.float64)

@@ -1,8 +1,8 @@
-"""Which threshold of a class can be promised to have a wanted precision, and how many images are missing where none can.
+"""Which threshold of a class can be promised to have a wanted precision, and how many images are missing for that.
 
-Choosing among thresholds is a choice too: that any of a hundred looks good by chance is likely. So thresholds are tested
-in an order fixed beforehand, from a high one down, and the first failure ends it (fixed-sequence testing in Learn then
-Test: Angelopoulos et al., arXiv:2110.01052, sec. 2.3 and app. D).
+Choosing among thresholds is a choice too: that any of a hundred looks good by chance is likely. So thresholds are
+tested in an order fixed beforehand, from a high one down, and the first failure ends it (fixed-sequence testing, with
+several starts that share the allowed error, as in Learn then Test: Angelopoulos et al., arXiv:2110.01052).
 
 Legend: T thresholds, n images (or groups), S starts.
 """
@@ -75,7 +75,7 @@ def certify_class(
     intervals = ratio_interval(sums.hits, sums.claims, confidence)
     recalls = ratio_interval(sums.hits, np.broadcast_to(sums.truths, sums.hits.shape), confidence)
     starts = _starts((sums.claims > 0).sum(axis=1), precision, confidence)
-    tail = (1 - confidence) / (len(starts) + 1)  # a share each; one more, for bounds are approximate in their far tails
+    tail = (1 - confidence) / (max(len(starts), 1) + 1)  # a share each; one to spare, for the bounds are approximate
     found = evidence(sums.hits, sums.claims, tail)
     passed = [_passed(found.lower(tail) >= precision, start) for start in starts]
     chosen = min((first for first in passed if first is not None), default=None)
@@ -115,15 +115,16 @@ def _best(thresholds: Floats, low: Floats) -> tuple[float, float] | None:
 
 def _more_images(found: Evidence, precision: float, tail: float, images_of_class: int) -> int | None:
     """Images of the class to add until the test would pass at one threshold, if what was observed there persists."""
-    better = np.flatnonzero(found.hits > precision * (found.hits + found.misses))
-    if not len(better):
+    better = found.hits > precision * (found.hits + found.misses)
+    if not better.any():
         return None
     few, many = np.zeros(len(found.hits)), np.full(len(found.hits), math.log2(MOST_IMAGES))
     for _ in range(30):  # bisection in powers of two
         middle = (few + many) / 2
         shown = found.times(2**middle).lower(tail) >= precision
         few, many = np.where(shown, few, middle), np.where(shown, middle, many)
-    factor = 2 ** float(many[better].min())
+    missing = better & (few > 0)  # a threshold that no sequence reached may pass by itself
+    factor = 2 ** float(many[missing].min(initial=many[better].max()))
     return max(math.ceil((factor - 1) * images_of_class), 1) if factor < MOST_IMAGES / 2 else None
 
 
