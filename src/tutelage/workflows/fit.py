@@ -109,7 +109,7 @@ def fit(
         pin_data(out, prepared.fingerprints | {name: stage.hash for name, stage in given_stages.items()})
         if (out / "run.json").is_file():
             return _finished_earlier(out)
-    console.print("\n".join([*prepared.check.lines(), *([prepared.apart.note] if prepared.apart else [])]))
+    console.print("\n".join(prepared.lines()))
     planned = launch(config.runtime, make_plan, config, prepared, given_stages, out)
     console.print("\n".join(plan_lines(planned, config.runtime.device)))
     if plan:

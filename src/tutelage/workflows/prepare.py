@@ -44,6 +44,10 @@ class Prepared:
     def _aside(self) -> Index | None:
         return self.apart.images if self.apart is not None and self.apart.certified else None
 
+    def lines(self) -> list[str]:
+        """What the check found and what is set aside, as text."""
+        return [*self.check.lines(), *([self.apart.note] if self.apart is not None else [])]
+
     @property
     def fingerprints(self) -> dict[str, str]:
         """Content of each set, by the name of its option."""

@@ -112,7 +112,7 @@ def train(
     if (out / "run.json").is_file():
         console.print(f"{out}: finished earlier.")
         return dict(read_json(out / "run.json"))
-    console.print("\n".join(prepared.check.lines()))
+    console.print("\n".join(prepared.lines()))
     trained, measured = launch(config.runtime, _train_graph, config, prepared, Place(out / "stages"), entering)
     record = {**trained.record, **({"measured": measured.record["metrics"]} if measured else {})}
     with atomic_folder(out / "model", replace=True) as model:
