@@ -42,7 +42,7 @@ S4 = AugmentConfig(level="s4")
 LARGE_S4 = AugmentConfig(level="s4", jitter=(0.9, 1.6))
 SIZE, WIDE = (90, 120), (64, 96)  # of an original, of its canvas
 NAMES = ("a", "b", "c")
-ONLINE = ("student.mode=online", "student.online.burn_in=1", "student.online.sample=9")
+ONLINE = ("student.mode=online", "student.online.burn_in=1", "student.online.sample=9", "teacher.min_steps=2")
 Floats = NDArray[np.float64]
 
 
@@ -414,6 +414,20 @@ def test_a_fit_online_of_masks_with_the_upper_reference(scenes: Path, tmp_path: 
     check_arms(out)
 
 
+def test_three_rounds_offline_are_three_chains(scenes: Path, tmp_path: Path) -> None:
+    short = ("rounds=3", "student.min_steps=1", "teacher.min_steps=1")
+    tutelage.fit(**arguments(scenes, tmp_path / "run", overrides=(*TINY, *short)))
+    stages = stages_of(tmp_path / "run")
+    for arm in ("control", "student"):
+        starts = [stages[f"{arm}-{number}"]["key"]["init"] for number in (1, 2, 3)]
+        assert starts == [stages[name]["hash"] for name in ("teacher", f"{arm}-1", f"{arm}-2")]
+    labelers = [stages[f"pseudo-{number}"]["key"]["teacher"] for number in (1, 2, 3)]
+    assert labelers == [stages[name]["hash"] for name in ("teacher", "student-1", "student-2")]
+    stores = [stages[f"student-{number}"]["key"]["second"]["store"] for number in (1, 2, 3)]
+    assert stores == [stages[f"pseudo-{number}"]["hash"] for number in (1, 2, 3)]
+    assert {"evaluate-student-3", "evaluate-control-3"} <= set(stages)
+
+
 def test_train_takes_a_teacher_that_learns_on(finished: Path, scenes: Path, tmp_path: Path) -> None:
     given = arguments(scenes, tmp_path / "run", test=(), teacher=finished, overrides=(*TINY, *ONLINE))
     record = tutelage.train(**given)
@@ -449,5 +463,7 @@ def test_plan_and_cost_of_a_teacher_that_learns_on(
                        for mode in ((), ONLINE))  # fmt: skip
     added = online["student"].flops - offline["student"].flops
     assert added == 2 * offline["student"].multiply_adds * 4 * 4, "a forward pass of four images in each of four steps"
+    weights = 4 * online["student"].parameters
+    assert online["student"].memory_bytes - offline["student"].memory_bytes == weights, "the averaged ones"
     assert online["control"] == replace(online["student"], name="control")
     assert (offline["label"].images_seen, online["label"].images_seen) == (20, 9)

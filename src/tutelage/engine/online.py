@@ -76,7 +76,7 @@ class OnlineStudent(Student):
         positives = super().counts(targets)
         batch = targets["second"].batch
         passed_over = batch.passed_over.sum(0) if batch.passed_over is not None else positives.new_zeros(2)
-        return torch.cat([positives, positives.new_tensor([len(batch)]), passed_over.to(positives)])
+        return torch.cat([positives, positives.new_full((1,), len(batch)), passed_over.to(positives)])
 
     def pass_streams(self, streams: Sequence[str], batches: Mapping[str, Batch], targets: Mapping[str, Any]) -> Sums:
         """As `Student`, the second stream with the labels of `prepare`."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tutelage.config import RunConfig, TrainConfig
+from tutelage.config import RunConfig, StudentConfig, TrainConfig
 from tutelage.engine.optim import num_steps_for
 from tutelage.workflows.costing.images import Images, pretrains
 from tutelage.workflows.costing.network import DryNetwork, classifier_network, main_network
@@ -63,7 +63,7 @@ def _fit(config: RunConfig, images: Images) -> list[Stage]:
     for arm in ("control", "student", *(["hidden"] if config.hidden_arm else [])):
         second = Pass(network, student * ratio, looks=mode.views - 1)
         streams = [Pass(network, student), second, *_classified(config, student)]
-        stages.append(_training(arm, chains, config, config.student, images.labeled, streams))
+        stages.append(_training(arm, chains, config, _student(config), images.labeled, streams))
     if images.test:
         models = sum(stage.times for stage in stages if stage.name != "label")
         stages.append(_inference("evaluate", models, config, network, images.test))
@@ -72,10 +72,17 @@ def _fit(config: RunConfig, images: Images) -> list[Stage]:
 
 def largest_pass(config: RunConfig) -> tuple[TrainConfig, int]:
     """The training that needs the most memory, and the images of its network that pass a device at once."""
-    part = config.train if pretrains(config) else config.student
+    part = config.train if pretrains(config) else _student(config)
     views = {"supervised": 1, "simclr": 2, "noisy-student": 1 + config.pretrain.noisy_student.ratio}
     factor = views[config.pretrain.method] if pretrains(config) else 1 + config.pseudo.ratio
     return part, factor * images_a_pass(config, part.batch_size)
+
+
+def _student(config: RunConfig) -> StudentConfig:
+    """The student's training part with the averaged weights that its mode keeps."""
+    student = config.student
+    averages = MODES[student.mode].average(student) is not None
+    return student.model_copy(update={"ema_decay": student.online.decay}) if averages else student
 
 
 def _supervised(config: RunConfig, images: Images) -> list[Stage]:
