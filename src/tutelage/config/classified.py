@@ -39,7 +39,7 @@ Policy = Literal["randaugment", "autoaugment", "none"]
 class ClassifiedConfig(Part):
     """What a classified image undergoes in training."""
 
-    size: PositiveInt = Field(description="side of the square images")
+    size: int = Field(description="side of the square images")
     least_area: Fraction = Field(0.08, description="least share of an image that a random crop takes")
     policy: Policy = Field(description="what follows crop and flip")
     layers: int = Field(2, ge=0, description="RandAugment operations an image")
@@ -51,7 +51,7 @@ class PretrainConfig(ClassifiedConfig):
     """Pre-training of a backbone; the training itself is `train`."""
 
     method: Literal["supervised", "simclr", "noisy-student"] = Field("supervised", description="how it is trained")
-    size: PositiveInt = Field(128, description="side of the square training images")
+    size: int = Field(128, ge=8, le=4096, description="side of the square training images")
     policy: Policy = Field(
         "randaugment", description="what follows crop and flip (AutoAugment: the ImageNet policy v0)"
     )
@@ -72,7 +72,7 @@ class JointConfig(ClassifiedConfig):
         "classification", description="what is drawn: classified images, or (control) the task's, with equal compute"
     )
     batch_size: int = Field(0, ge=0, description="classified images a step, over all devices; 0 is the labeled batch")
-    size: PositiveInt = Field(224, description="side of the square classified images")
+    size: int = Field(224, ge=8, le=4096, description="side of the square classified images")
     policy: Policy = Field("none", description="what follows crop and flip")
     label_smoothing: Fraction = Field(0.0, description="share of the target spread over all classes")
     update_norms: bool = Field(True, description="whether classified images enter the batch-norm statistics")

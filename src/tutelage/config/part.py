@@ -11,6 +11,6 @@ PositiveInt = Annotated[int, Field(gt=0)]
 
 
 class Part(BaseModel):
-    """A group of options: unknown keys are refused, values cannot be changed later."""
+    """A group of options: unknown keys and numbers without end are refused, values cannot be changed later."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

@@ -251,7 +251,7 @@ class LabelConfig(Part):
     views: tuple[View, ...] = Field(
         ("identity",), description="views whose outputs are averaged: raw ones of boxes, probabilities of pixels"
     )
-    scales: tuple[float, ...] = Field((1.0,), description="canvas scales that every view is seen at")
+    scales: tuple[float, ...] = Field((1.0,), min_length=1, description="canvas scales that every view is seen at")
     size: Literal["network", "original"] = Field("network", description="size that pseudo-masks are stored at")
     part_size: PositiveInt = Field(256, description="pool images a part of the store")
 
