@@ -135,8 +135,8 @@ def test_folds_give_an_estimate_over_all_labels(scenes: Path, tmp_path: Path, ta
     assert certificate_lines(record)[0].startswith("An estimate: 2 teachers, each trained on 1/2 of the labels")
     page = (tmp_path / "out" / "report.html").read_text().lower()
     assert "estimate" in page and "certified" not in page
-    seen = [record_of(Path(record["stages"][name]))["num_images"]["labeled"] for name in ("fold-1", "fold-2")]
-    assert seen == [4, 4]
+    folds = [record_of(tmp_path / "out" / record["stages"][name]) for name in ("fold-1", "fold-2")]
+    assert [fold["num_images"]["labeled"] for fold in folds] == [4, 4]
     again = tutelage.certify(**given, out=tmp_path / "out", overrides=options)
     assert again == record
 
@@ -208,7 +208,7 @@ def test_a_class_that_cannot_be_shown_takes_its_best_threshold_and_says_so() -> 
     assert found["thresholds"]["bad"] == found["classes"]["bad"]["best"][0]
     assert found["thresholds"]["none"] == 0.8, "nothing is known: the highest"
     lines = "\n".join(certificate_lines({**head, **found}))
-    assert "good: precision 0.85 is shown from score 0.4" in lines
+    assert "good: precision 0.85 is shown from threshold 0.4" in lines
     assert "bad: precision 0.85 cannot be reached with these labels; the best is at least 0." in lines
     assert "none: precision 0.85 cannot be reached with these labels; nothing was claimed" in lines
 

@@ -61,9 +61,11 @@ def basis_of(record: Record) -> str:
     images = f"{record['num_images']} human-labeled images"
     if record["num_groups"] < record["num_images"]:
         images += f" ({record['num_groups']} groups of images that belong together)"
+    if not record.get("known", True):
+        return f"Counted on {images}."
     if record["certified"]:
-        about = record.get("about")
-        return f"Counted on {images} that {f'the labeler ({about})' if about else 'the model'} was not trained on."
+        labeler = f"the labeler ({record['about']})" if record["about"] else "the model"
+        return f"Counted on {images} that {labeler} was not trained on."
     folds = record["folds"]
     return (
         f"An estimate: {folds} teachers, each trained on {folds - 1}/{folds} of the labels, labeled the part that they "
@@ -77,7 +79,7 @@ def class_sentence(name: str, found: Record, record: Record) -> str:
     wanted = f"precision {record['precision']:g}"
     if found["chosen"] is not None:
         place = found["thresholds"].index(found["chosen"])
-        at = f"{name}: {wanted} is {'shown' if record['certified'] else 'estimated to hold'} from score"
+        at = f"{name}: {wanted} is {'shown' if record['certified'] else 'estimated to hold'} from threshold"
         return f"{at} {found['chosen']:.4g}; recall there {_figure(found['recall'][place])}."
     start = f"{name}: {wanted} cannot be reached with these labels"
     if found["best"] is None:
@@ -89,7 +91,7 @@ def class_sentence(name: str, found: Record, record: Record) -> str:
         if more
         else "; more labels alone would not show it"
     )
-    return f"{start}; the best is at least {low:.2f}, from score {threshold:.4g}{then}."
+    return f"{start}; the best is at least {low:.2f}, from threshold {threshold:.4g}{then}."
 
 
 def certificate_lines(record: Record) -> list[str]:
@@ -99,7 +101,7 @@ def certificate_lines(record: Record) -> list[str]:
     lines += [f"  {class_sentence(name, found, record)}" for name, found in record["classes"].items()]
     if record["num_groups"] < FEW_IMAGES:
         lines.append(f"  With fewer than {FEW_IMAGES} images hardly anything can be shown.")
-    return [*lines, f"  {PROMISE}"]
+    return [*lines, f"  {PROMISE}", *([f"  {record['unseen']}"] if record.get("unseen") else [])]
 
 
 def certificate_view(record: Record, gap: str = "", used: str = "") -> CertificateView:

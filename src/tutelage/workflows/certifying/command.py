@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -110,16 +111,14 @@ def _of_model(model: Path, trained: Stage, config: RunConfig, place: Place) -> S
     index = of_the_models_classes(_open_labeled(config), trained, "--labeled")
     build_task(config, index.class_names).check_label(config.label)
     training = training_of(model)
+    known = not isinstance(training, str)
+    unseen = "By the records of its run, the model was trained on none of these images."
     if isinstance(training, str):
-        unseen = (
-            f"Whether the model was trained on these images cannot be known: {training}. See to it that it was not."
-        )
-        console.print(f"[yellow]{unseen}[/]")
+        unseen = f"Whether the model was trained on them cannot be known ({training}): see to it that it was not."
     else:
         refuse_known(index, training, config.data, "--labeled")
-        unseen = "By the records of its run, the model was trained on none of these images."
     pool = open_all(config.sources.unlabeled, config, unlabeled=True)
-    told = {"about": "", "unseen": unseen, "gap": _gap(index, pool, config)}
+    told = {"about": "", "known": known, "unseen": unseen, "gap": _gap(index, pool, config)}
     labeler = Labeler(trained, index, resampling_groups(index, config.data))
     return launch(config.runtime, _certify_model, config, place, labeler, told)
 
@@ -158,7 +157,7 @@ def _of_recipe(out: Path, config: RunConfig) -> dict[str, Any]:
         record: dict[str, Any] = read_json(finished)
         console.print("\n".join([f"{out}: finished earlier.", *certificate_lines(record)]))
         return record
-    console.print("\n".join([*prepared.check.lines(), *prepared.sets.notes]))
+    console.print("\n".join(prepared.lines()))
     place = Place(Path(config.sources.stages or out / "stages"))
     graph = launch(config.runtime, _certify_recipe, config, prepared, place)
     gap = prepared.check.gap
@@ -167,7 +166,7 @@ def _of_recipe(out: Path, config: RunConfig) -> dict[str, Any]:
         **provenance(config),
         "notes": prepared.sets.notes,
         "gap": gap.sentence() if gap is not None else "",
-        "stages": {name: str(stage.folder) for name, stage in graph.items()},
+        "stages": {name: os.path.relpath(stage.folder, out) for name, stage in graph.items()},
     }
     write_json(finished, record)
     console.print(f"Report: {write_certificate(out)}")
