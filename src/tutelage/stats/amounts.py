@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 DEVIATIONS = 3.0  # standard errors that chance is granted
 CLASS_DEVIATIONS = 4.0  # where each of many classes is looked at
-RULE_OF_THREE = 3.0  # none in n images: at most 3 / n at 95 %
+NONE_FOUND = 7.0  # none in n images: at most 7 / n at 99.9 %
 
 Floats = NDArray[np.float64]
 
@@ -93,7 +93,7 @@ class Ratio(NamedTuple):
 def mean_ratio(prior: Amounts, found: Amounts) -> Ratio:
     """The amount of an image of `found` over that of `prior`, both with images; `prior` holds something."""
     if not found.filled:
-        return Ratio(0.0, 0.0, RULE_OF_THREE / found.images / prior.mean)
+        return Ratio(0.0, 0.0, NONE_FOUND / found.images / prior.mean)
     value = found.mean / prior.mean
     factor = math.exp(DEVIATIONS * math.hypot(prior.mean_error(), found.mean_error()))
     return Ratio(value, value / factor, value * factor)
@@ -138,8 +138,9 @@ def empty_excess(prior: Amounts, found: Amounts) -> float:
 def rarer_than(prior: Amounts, found: Amounts, factor: float) -> NDArray[np.bool_]:
     """(K,) whether a class is in fewer of the images than `factor` times its share of `prior`'s, beyond chance."""
     before, now = prior.present / prior.images, found.present / found.images
-    least = np.maximum(now, RULE_OF_THREE / found.images)
     with np.errstate(divide="ignore", invalid="ignore"):
-        variance = (1 - before) / prior.present + (1 - np.minimum(least, 1)) / (least * found.images)
-        highest = least / before * np.exp(CLASS_DEVIATIONS * np.sqrt(variance))
+        of_found = np.where(found.present > 0, (1 - now) / found.present, 0)
+        variance = (1 - before) / prior.present + of_found
+        highest = np.where(now > 0, now, NONE_FOUND / found.images) / before
+        highest *= np.exp(CLASS_DEVIATIONS * np.sqrt(variance))
     return np.asarray((prior.present > 0) & (highest < factor))

@@ -20,7 +20,7 @@ Legend: T thresholds, n images (or groups).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,10 @@ class Evidence:
             low = betaincinv((self.hits + continuity) / unit, (failed - continuity) / unit, tail)
             low = np.minimum(low, tail ** (1 / self.images))
         return np.where(self.images > 0, np.where(self.hits > 0, low, 0.0), np.nan)
+
+    def at(self, which: NDArray[np.bool_]) -> Evidence:
+        """That of the thresholds of which (T,) alone."""
+        return Evidence(*(getattr(self, field.name)[which] for field in fields(self)))
 
     def times(self, factor: Floats) -> Evidence:
         """The same with `factor` (T,) times as many images of this kind."""

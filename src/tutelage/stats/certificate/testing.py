@@ -116,16 +116,16 @@ def _best(thresholds: Floats, low: Floats) -> tuple[float, float] | None:
 def _more_images(found: Evidence, precision: float, tail: float, images_of_class: int) -> int | None:
     """Images of the class to add until the test would pass at one threshold, if what was observed there persists."""
     better = found.hits > precision * (found.hits + found.misses)
-    if not better.any():
-        return None
-    few, many = np.zeros(len(found.hits)), np.full(len(found.hits), math.log2(MOST_IMAGES))
-    for _ in range(30):  # bisection in powers of two
+    failed = found.at(better & ~(found.lower(tail) >= precision))
+    few, many = np.zeros(len(failed.hits)), np.full(len(failed.hits), math.log2(MOST_IMAGES))
+    for _ in range(16):  # bisection in powers of two
         middle = (few + many) / 2
-        shown = found.times(2**middle).lower(tail) >= precision
+        shown = failed.times(2**middle).lower(tail) >= precision
         few, many = np.where(shown, few, middle), np.where(shown, middle, many)
-    missing = better & (few > 0)  # a threshold that no sequence reached may pass by itself
-    factor = 2 ** float(many[missing].min(initial=many[better].max()))
-    return max(math.ceil((factor - 1) * images_of_class), 1) if factor < MOST_IMAGES / 2 else None
+    if not len(many):  # a threshold that no sequence reached may pass by itself
+        return 1 if better.any() else None
+    factor = 2 ** float(many.min())
+    return max(math.ceil((factor - 1) * images_of_class), 1) if factor < MOST_IMAGES else None
 
 
 def _grouped(sums: Sums, groups: NDArray[Any]) -> Sums:
