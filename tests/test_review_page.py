@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import re
+import shutil
 from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -327,7 +328,25 @@ def test_what_cannot_be_reviewed_is_said(runs: dict[str, Path], tmp_path: Path) 
         review(tmp_path / "absent")
 
 
-def test_one_store_can_be_reviewed_by_itself(runs: dict[str, Path], tmp_path: Path) -> None:
-    stage = next(runs["boxes"].glob("stages/pseudo-1-*"))
+def test_one_store_can_be_reviewed_by_itself(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage = Path(shutil.copytree(next(runs["boxes"].glob("stages/pseudo-1-*")), tmp_path / "store"))
     assert open_reviewed(stage).stores == [open_store(stage)]
-    assert review(stage, out=tmp_path, limit=3)["images"] == 3
+    assert review(stage, limit=3)["images"] == 3
+    assert "3 pictures are no longer where they were" in capsys.readouterr().err
+    record = json.loads((stage / "run.json").read_text())
+    roots = [str(runs["boxes"] / "images" / "pool")]
+    (stage / "run.json").write_text(json.dumps(record | {"roots": roots, "threshold": 0.7}))
+    assert open_reviewed(stage).pseudo.score_threshold == 0.7
+    review(stage, limit=3)
+    assert "no longer" not in capsys.readouterr().err
+
+
+def test_verdicts_of_another_run_are_refused(runs: dict[str, Path], tmp_path: Path) -> None:
+    image = JudgedImage(path="absent.jpg", size=(9, 9))
+    write_verdicts(tmp_path / "verdicts.json", Verdicts(annotation="boxes", class_names=CLASS_NAMES, images=(image,)))
+    with pytest.raises(InputError, match=r"absent\.jpg is not in the pool"):
+        review(runs["boxes"], out=tmp_path)
+    with pytest.raises(InputError, match="masks are needed"):
+        review(runs["masks"], out=tmp_path)

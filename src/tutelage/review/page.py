@@ -45,10 +45,6 @@ MISSING = {
     "boxes": "Where objects are missing, leave it open: draw them in a labeling tool (review --export).",
     "masks": "Where regions are missing, leave it open: paint them in a labeling tool (review --export).",
 }
-SAVING = {
-    False: "Verdicts stay in this browser; the downloaded file is what a run takes: fit --verdicts verdicts.json.",
-    True: "Verdicts are saved as you go.",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +161,7 @@ def render(content: Content, verdicts: Verdicts | None, verdicts_time: float = 0
             unit={"boxes": "boxes", "masks": "pixels"}[annotation],
             rejected=REJECTED[annotation],
             missing=MISSING[annotation],
-            saving=SAVING[bool(save_to)],
+            served=bool(save_to),
             policy=policy(script, style, served=bool(save_to)),
             script=Markup(script),
             style=Markup(style),

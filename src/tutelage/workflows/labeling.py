@@ -283,4 +283,5 @@ def store_record(folder: Path, pool: Index, config: RunConfig) -> dict[str, Any]
         "scales": list(config.label.scales),
         "threshold": config.pseudo.model_dump(mode="json")["score_threshold"],
         "pool": pool.description,
+        "roots": [str(root.resolve()) for root in pool.roots],  # for pages that show its images
     }

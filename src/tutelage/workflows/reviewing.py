@@ -123,6 +123,9 @@ def review(
 
 def _content(reviewed: Reviewed, limit: int, verdicts: Verdicts | None) -> Content:
     """What the page shows; images that people are done with come last."""
+    manifest = reviewed.store.manifest
+    if verdicts:
+        require_fitting(verdicts, manifest.class_names, manifest.annotation, reviewed.paths(), VERDICTS)
     done = [image.path for image in verdicts.images if image.reviewed] if verdicts else []
     album = Album(reviewed.roots)
     title = reviewed.folder.resolve().name
@@ -169,6 +172,9 @@ def _export(reviewed: Reviewed, folder: Path, limit: int, format: str) -> dict[s
     """Hands the chosen images to a tool, with what people said so far; those they are done with come last."""
     require_format(format)
     verdicts, _ = _given(folder / VERDICTS)
+    manifest = reviewed.store.manifest
+    if verdicts:
+        require_fitting(verdicts, manifest.class_names, manifest.annotation, reviewed.paths(), VERDICTS)
     done = [image.path for image in verdicts.images if image.reviewed] if verdicts else []
     rows = ranked(reviewed.stores, reviewed.pseudo, done).image_ids[: limit or None]
     store = reviewed.store.with_verdicts(verdicts, str(folder / VERDICTS))
