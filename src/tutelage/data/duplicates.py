@@ -72,7 +72,7 @@ class HashBook:
     """How the images of a set look, to recognize them among others as those are decoded."""
 
     def __init__(self, prints: Prints) -> None:
-        self.prints = prints
+        self._prints = prints.select(_structured(prints))  # looked up once an image, so chosen once
 
     @classmethod
     def build(cls, index: Index, data: DataConfig) -> Self:
@@ -90,8 +90,8 @@ class HashBook:
     def contains(self, pixels: NDArray[np.uint8]) -> bool:
         """Whether the book holds the picture (h, w, 3), at whatever scale it was decoded."""
         code, thumbnail = fingerprint(working_size(np.ascontiguousarray(pixels)))
-        one = Prints(np.zeros((1, 2), np.uint64), np.array([code]), thumbnail[None])
-        return len(_similar_pairs(one, self.prints)) > 0
+        near = np.bitwise_count(self._prints.hashes ^ code) <= MAX_BITS
+        return bool(_has_structure(thumbnail) and _agree(thumbnail[None], self._prints.thumbnails[near]).any())
 
 
 def _equal_pairs(ours: Prints, theirs: Prints) -> Rows:
@@ -128,4 +128,9 @@ def _agree(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> NDArray[np.bool_
 
 
 def _structured(prints: Prints) -> Rows:
-    return np.flatnonzero(prints.thumbnails.std(axis=(1, 2)) >= MIN_STRUCTURE)
+    return np.flatnonzero(_has_structure(prints.thumbnails))
+
+
+def _has_structure(thumbnails: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """(...) whether thumbnails (..., h, w) have looks to go by."""
+    return np.asarray(thumbnails.std(axis=(-2, -1)) >= MIN_STRUCTURE)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -95,7 +96,7 @@ def _whole_picture(sample: Sample) -> NDArray[np.uint8]:
     """The image (h, w, 3) as its weak view shows it, unflipped: that one is neither cropped nor changed in color."""
     height, width = sample.valid[1]
     picture = sample.images[1, :height, :width]
-    return picture[:, ::-1] if sample.matrix[1, 0, 0] < 0 else picture
+    return np.asarray(cv2.flip(picture, 1), np.uint8) if sample.matrix[1, 0, 0] < 0 else picture
 
 
 @dataclass(frozen=True)
