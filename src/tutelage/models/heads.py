@@ -86,4 +86,4 @@ class SegmentationHead(nn.Module):
 
 def _by_anchor(maps: list[Tensor], depth: int) -> Tensor:
     """(B, A, depth) from maps (B, anchors x depth, H, W); no copy but the joining one where maps are channels-last."""
-    return torch.cat([level.permute(0, 2, 3, 1).reshape(len(level), -1, depth) for level in maps], dim=1)
+    return torch.cat([level.permute(0, 2, 3, 1).reshape(level.shape[0], -1, depth) for level in maps], dim=1)
