@@ -199,18 +199,19 @@ def sums_of(hits: float, images: int, each: int = 20) -> Sums:
 
 
 def test_a_class_that_cannot_be_shown_takes_its_best_threshold_and_says_so() -> None:
-    sums = [sums_of(1.0, 40), sums_of(0.6, 40), sums_of(1.0, 40, each=0)]
+    sums = [sums_of(1.0, 40), sums_of(0.6, 40), sums_of(1.0, 40, each=0), sums_of(0.0, 40)]
     certify = CertifyConfig(precision=0.85)
-    found = certificate(sums, ("good", "bad", "none"), np.arange(40), certify)
+    found = certificate(sums, ("good", "bad", "none", "wrong"), np.arange(40), certify)
     head = {"certified": True, "num_images": 40, "num_groups": 40, "folds": 0, "unit": "boxes", "about": "teacher"}
     assert found["classes"]["good"]["chosen"] == found["thresholds"]["good"] == 0.4
     assert found["classes"]["bad"]["chosen"] is None
     assert found["thresholds"]["bad"] == found["classes"]["bad"]["best"][0]
-    assert found["thresholds"]["none"] == 0.8, "nothing is known: the highest"
+    assert found["thresholds"]["none"] == found["thresholds"]["wrong"] == 0.8, "nothing is known to be right"
     lines = "\n".join(certificate_lines({**head, **found}))
     assert "good: precision 0.85 is shown from threshold 0.4" in lines
     assert "bad: precision 0.85 cannot be reached with these labels; the best is at least 0." in lines
     assert "none: precision 0.85 cannot be reached with these labels; nothing was claimed" in lines
+    assert "wrong: precision 0.85 cannot be reached with these labels; none of the 800 claimed boxes is right" in lines
 
 
 def test_splits_of_few_images_are_refused(scenes: Path) -> None:

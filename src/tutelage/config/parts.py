@@ -279,7 +279,9 @@ class CertifyConfig(Part):
         0.0, description="share of the labeled images set aside to certify on; 0 sets none aside"
     )
     folds: int = Field(0, ge=0, description="teachers that each leave a fold out, where labels are few; 0 is none")
-    precision: Fraction = Field(0.9, description="precision that the threshold of each class has to be shown to meet")
+    precision: float = Field(
+        0.9, gt=0, lt=1, description="precision that the threshold of each class has to be shown to meet"
+    )
     confidence: float = Field(0.95, gt=0, lt=1, description="of the promise, and of the intervals")
     iou: Fraction = Field(0.5, description="least overlap of a right box with a human one")
 

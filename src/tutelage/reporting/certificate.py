@@ -84,6 +84,8 @@ def class_sentence(name: str, found: Record, record: Record) -> str:
     start = f"{name}: {wanted} cannot be reached with these labels"
     if found["best"] is None:
         return f"{start}; nothing was claimed of this class ({found['truths']} {record['unit']} of it in the labels)."
+    if not any(found["hits"]):
+        return f"{start}; none of the {found['claims'][0]} claimed {record['unit']} is right."
     threshold, low = found["best"]
     more = found["more_images"]
     then = (

@@ -132,8 +132,8 @@ def certificate(
 ) -> dict[str, Any]:
     """Of every class the curve, the threshold that is taken, and what was counted; plain values.
 
-    A class that cannot be shown to reach the precision takes the threshold of its best lower bound, and one that was
-    never claimed the highest.
+    A class that cannot be shown to reach the precision takes the threshold of its best lower bound, and one of which
+    nothing right was claimed the highest.
     """
     numbers = np.unique(groups, return_inverse=True)[1]
     classes = {}
@@ -154,4 +154,4 @@ def certificate(
 def _threshold(found: dict[str, Any]) -> float:
     if found["chosen"] is not None:
         return float(found["chosen"])
-    return float(found["best"][0] if found["best"] else found["thresholds"][-1])
+    return float(found["best"][0] if any(found["hits"]) else found["thresholds"][-1])
