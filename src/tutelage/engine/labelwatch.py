@@ -21,7 +21,7 @@ from tutelage.data.index import Index
 from tutelage.data.pseudo import PseudoStore, score_limits
 from tutelage.data.pseudo.kinds import KINDS
 from tutelage.data.pseudo.tables import Columns
-from tutelage.engine.trial import Trial, is_untrained
+from tutelage.engine.trial import Trial, is_permuted, is_untrained
 from tutelage.engine.watch import Alarm
 from tutelage.stats.amounts import Amounts, class_distance, empty_excess, mean_ratio, rarer_than
 from tutelage.types import NOT_IGNORED, Annotation
@@ -30,7 +30,7 @@ LEAST_IMAGES = 8  # of both sets: spreads of fewer are too uncertain to warn by
 FEW, MANY = 1 / 4, 4.0  # times what people label in an image
 NEARLY_NOTHING = 1 / 20
 OTHER_CLASSES, WHOLLY_OTHER = 0.2, 0.5  # distance of class histograms that chance does not explain
-RARE = 1 / 10  # of the share of images that people label a class in
+RARE = 1 / 4  # of the share of images that people label a class in
 EMPTY = 0.4  # share of the images, beyond that of the labeled ones
 SKIPPED = 0.1
 ENOUGH = 1 / 2  # of what people labeled: a threshold that keeps as much in labeled images is not to blame
@@ -148,7 +148,7 @@ class LabelWatch:
                 "missing",
                 f"hardly any pseudo-label is of {self._named(np.flatnonzero(rare))}, which people labeled in "
                 f"{(prior.present / prior.images)[rare].min():.0%} of their images or more. {self._fault()}",
-                lost=rare.sum() >= max(2, known.sum() - 1),
+                lost=bool(rare.sum() >= max(2, known.sum() - 1)),
             )
 
     def _order(self, prior: Amounts, kept: Amounts) -> str:
@@ -169,6 +169,8 @@ class LabelWatch:
                 "Either the threshold does not fit this teacher (lower pseudo.score_threshold), the teacher is weak "
                 "(train it longer), or the pool is of another domain than the labeled images (give another)."
             )
+        if is_permuted(trial):
+            return "The class names are at fault: the teacher's are permuted against those of the labels."
         if is_untrained(trial, self.annotation):
             return (
                 f"The teacher is at fault: it finds {trial.right():.1%} of what people labeled in labeled images. "

@@ -126,6 +126,11 @@ def is_untrained(trial: Trial, annotation: Annotation) -> bool:
     return known > 1 and trial.right() < GUESSED[annotation](known) + BETTER_THAN_GUESSED
 
 
+def is_permuted(trial: Trial) -> bool:
+    """Whether the teacher knows the classes by one another's names."""
+    return bool(_swapped(trial.confusion))
+
+
 def _swapped(confusion: Floats) -> dict[int, tuple[int, float]]:
     """Classes that go by another one's name, each by a different one, and how much of them; empty if few do."""
     totals = confusion.sum(1)
