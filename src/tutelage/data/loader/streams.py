@@ -13,6 +13,8 @@ import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import active_children
+from multiprocessing.util import Finalize
 from typing import Any, TypedDict, Unpack
 
 import cv2
@@ -314,6 +316,7 @@ def _loaded(
     stream = _iterate(loader)
     # Before multiprocessing's own exit handler, which would wait forever for workers that leave SIGTERM unanswered.
     atexit.register(_close, weakref.ref(stream))
+    Finalize(None, _kill_workers, exitpriority=0)
     return stream
 
 
@@ -327,13 +330,22 @@ def _iterate(loader: DataLoader[Any]) -> Generator[Any, None, None]:
     except RuntimeError as error:
         raise worker_death(error) or error from error
     finally:
-        del batches  # ends the workers now: a traceback that kept it would let later forks inherit it
+        if loader.num_workers:  # now: a traceback that keeps the iterator would let later forks inherit it
+            batches._shutdown_workers()  # type: ignore[attr-defined]
 
 
 def _close(reference: weakref.ref[Generator[Any, None, None]]) -> None:
     stream = reference()
     if stream is not None:
         stream.close()
+
+
+def _kill_workers() -> None:
+    """Those of streams that an error has cut off, in whatever state; what would not end else are daemons alone."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise
+    for child in active_children():
+        if child.daemon:
+            child.kill()
 
 
 def _start_worker(parent: int, worker: int) -> None:
