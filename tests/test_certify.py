@@ -179,7 +179,7 @@ def _teacher(run: Path) -> str:
 
 
 def test_a_store_made_elsewhere_is_not_certified(finished: Path, scenes: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="made"):
+    with pytest.raises(InputError, match="its labels were made elsewhere"):
         given = {"pseudo": finished / record_of(finished)["stages"]["pseudo-1"], "overrides": (*TINY, CERTIFIED)}
         tutelage.fit(**arguments(scenes, tmp_path / "run", **given))
 

@@ -12,6 +12,7 @@ from tutelage.files import atomic_folder, copy_files, read_json, write_json, wri
 from tutelage.reporting.page import write_report
 from tutelage.tasks.table import build_task
 from tutelage.types import InputError
+from tutelage.workflows.anchors import with_fitted_anchors
 from tutelage.workflows.assembly import open_given
 from tutelage.workflows.certifying.rounds import (
     certificate_record,
@@ -101,10 +102,11 @@ def fit(
     _require_no_control(config)
     MODES[config.student.mode].check(config)
     prepared = prepare(config)
+    config = with_fitted_anchors(config, prepared.sets.labeled)
     _require_pool(prepared, config)
     build_task(config, prepared.sets.labeled.class_names).check_label(config.label)
+    require_certifiable(config, prepared)
     given_stages = open_given(config, prepared)
-    require_certifiable(config, prepared, given_stages)
     if not plan:
         pin_data(out, prepared.fingerprints | {name: stage.hash for name, stage in given_stages.items()})
         if (out / "run.json").is_file():

@@ -20,7 +20,7 @@ Graph = dict[str, Stage]
 FIRST = "certify-1"
 
 
-def require_certifiable(config: RunConfig, prepared: Prepared, given: Graph) -> None:
+def require_certifiable(config: RunConfig, prepared: Prepared) -> None:
     """Refuses, before anything is trained, what would make a certificate void.
 
     Raises:
@@ -30,13 +30,13 @@ def require_certifiable(config: RunConfig, prepared: Prepared, given: Graph) -> 
     apart = prepared.apart
     if apart is None:
         return
-    if "pseudo-1" in given:
+    if config.sources.pseudo:
         raise InputError(
             f"--pseudo {config.sources.pseudo}: its labels were made elsewhere, and a certificate is about the teacher "
             "that labels here. Leave out the store (give --teacher, or --stages of the run that made it), or leave "
             "out certify.* and set pseudo.score_threshold to numbers."
         )
-    if "teacher" not in given:
+    if not config.sources.teacher:
         return
     teacher = Path(config.sources.teacher)
     if not apart.certified:
