@@ -252,6 +252,16 @@ def test_during_the_burn_in_labeled_images_alone_count() -> None:
     assert objective.record() == {"second_stream": {"images": 16, "skipped": 16, "leaks": 32}}
 
 
+def test_a_teacher_of_which_nothing_is_taken_is_told_of() -> None:
+    for threshold, arm, told in ((0.0, "pool", False), (1.0, "pool", True), (1.0, "labeled", False)):
+        pseudo = PseudoConfig(score_threshold=threshold)
+        objective = online_student(toy_network(double=True), PlantedTask(), pseudo, second_stream=arm)
+        targets = objective.prepare(batches_of_two(), None)
+        sums, counts = objective(batches_of_two(), targets), objective.counts(targets)
+        figures = {name: float(value) for name, value in objective.report(sums, counts).items()}
+        assert ("pseudo.score_threshold" in str(objective.warning(figures))) == told
+
+
 def online_training(folder: Path, **changes: Any) -> Training:
     def in_two_views(*args: Any, **options: Any) -> Any:
         return ([two_views(batch) for batch in micro] for micro in toy_stream(*args, **options))

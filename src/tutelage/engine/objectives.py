@@ -218,6 +218,10 @@ class Joint(Objective):
         added = {f"{self.added}_{term}": value / divisor for term, value in sums[self.added].items()}
         return {**self.inner.report(sums, counts[:-1]), **added, "loss": self.total(sums, counts)}
 
+    def warning(self, figures: Mapping[str, float]) -> str | None:
+        """The inner objective's."""
+        return self.inner.warning(figures)
+
     def record(self) -> dict[str, Any]:
         """The inner objective's."""
         return self.inner.record()

@@ -107,6 +107,15 @@ class OnlineStudent(Student):
         """As `Student`, and the second stream's positives of the step."""
         return {**super().report(sums, counts[:2]), "second_positives": counts[1]}
 
+    def warning(self, figures: Mapping[str, float]) -> str | None:
+        """A teacher of which nothing is taken."""
+        if not self.uses_teacher or figures["second_positives"] > 0:
+            return None
+        return (
+            "nothing that the teacher sees in the pool reaches pseudo.score_threshold: the pool teaches the student "
+            "background at most. Lower the threshold, or train a better teacher first."
+        )
+
     def record(self) -> dict[str, Any]:
         """How many images the second stream drew, and in whose places others were taken."""
         images, unreadable, copies = self.drawn.tolist()
