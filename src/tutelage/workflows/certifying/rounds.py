@@ -148,5 +148,5 @@ def _used(config: RunConfig, record: dict[str, Any], *, own: bool) -> str:
             f"This run went by pseudo.score_threshold={config.pseudo.score_threshold}, not by these thresholds.{whose}"
         )
     open_ = [name for name, one in record["classes"].items() if one["chosen"] is None]
-    rest = f" For {', '.join(open_)} nothing is shown: it took the threshold of the best lower bound." if open_ else ""
+    rest = f" For {', '.join(open_)} the precision is not shown: these thresholds are merely the best." if open_ else ""
     return f"This run went by these thresholds.{rest}{whose}"
