@@ -149,12 +149,11 @@ def _right(chance: Floats, image: Counts, images: int, correlation: float, rng: 
 
 def print_coverage(num_sets: int, seed: int) -> None:
     """Least to greatest coverage and mean width over claims an image and both kinds of crowding."""
-    rng = np.random.default_rng(seed)
     worst: list[tuple[float, Condition]] = []
     _print_row("images", "correlation", *(f"precision {one}" for one in PRECISIONS))
     _print_row(*["---"] * (len(PRECISIONS) + 2))
-    for images, correlation in product(IMAGES, CORRELATIONS):
-        cells = []
+    for images, (row, correlation) in product(IMAGES, enumerate(CORRELATIONS)):
+        rng, cells = np.random.default_rng((seed, images, row)), []
         for precision in PRECISIONS:
             kinds = [Condition(images, *kind) for kind in product(CLAIMS, [precision], [correlation], CROWDED)]
             held = [coverage(kind, num_sets, rng) for kind in kinds]
