@@ -18,7 +18,7 @@ LAYERS = [
     {"models"},
     {"tasks"},
     {"engine"},
-    {"reporting", "review", "deployment"},
+    {"reporting", "reviews", "deployment"},
     {"workflows"},
     {"cli"},
 ]

@@ -17,7 +17,7 @@ from selenium.webdriver.remote.webelement import WebElement
 
 from tests.run_folder import CLASS_NAMES, write_run_folder
 from tutelage.data.pseudo.verdicts import Verdicts, read_verdicts, write_verdicts
-from tutelage.review.serve import ReviewServer
+from tutelage.reviews.serve import ReviewServer
 from tutelage.types import InputError
 from tutelage.workflows import reviewing
 from tutelage.workflows.reviewing import open_reviewed, review

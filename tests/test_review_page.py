@@ -21,10 +21,10 @@ from tutelage.config import PseudoConfig
 from tutelage.data.pseudo import PseudoStore, StoredMask, open_store
 from tutelage.data.pseudo.verdicts import JudgedImage, Label, Verdicts, write_verdicts
 from tutelage.data.thumbnails import Album
-from tutelage.review.informativeness import boxes_between, boxes_within, rarity_of
-from tutelage.review.page import gather, ranked, render
-from tutelage.review.shown import LEAST_PIXELS, regions, shown_boxes
-from tutelage.review.tally import grid_of, tally
+from tutelage.reviews.informativeness import boxes_between, boxes_within, rarity_of
+from tutelage.reviews.page import gather, ranked, render
+from tutelage.reviews.shown import LEAST_PIXELS, regions, shown_boxes
+from tutelage.reviews.tally import grid_of, tally
 from tutelage.types import IGNORE, InputError
 from tutelage.workflows.reviewing import open_reviewed, review
 
@@ -159,7 +159,7 @@ def test_many_pairs_are_taken_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     corners = rng.uniform(0, 50, (300, 2))
     boxes = table(*((k // 20, int(rng.integers(3)), rng.random(), (*xy, *(xy + 20))) for k, xy in enumerate(corners)))
     whole = boxes_within(boxes)
-    monkeypatch.setattr("tutelage.review.informativeness.PAIRS_AT_ONCE", 70)
+    monkeypatch.setattr("tutelage.reviews.informativeness.PAIRS_AT_ONCE", 70)
     np.testing.assert_array_equal(boxes_within(boxes), whole)
     assert boxes_within(table((0, 0, 0.5, (0, 0, 1, 1)))).tolist() == [1]
 

@@ -15,8 +15,8 @@ import pytest
 
 from tests.run_folder import CLASS_NAMES, write_run_folder
 from tutelage.data.pseudo.verdicts import Verdicts, read_verdicts
-from tutelage.review import serve
-from tutelage.review.serve import ReviewServer
+from tutelage.reviews import serve
+from tutelage.reviews.serve import ReviewServer
 from tutelage.types import InputError
 from tutelage.workflows import reviewing
 

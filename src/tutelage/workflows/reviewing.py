@@ -15,10 +15,10 @@ from tutelage.data.thumbnails import Album
 from tutelage.files import read_json, write_text
 from tutelage.reporting.page import image_roots
 from tutelage.reporting.read import Run, read_run
-from tutelage.review.exchange import export_labels, import_labels, require_format
-from tutelage.review.exchange.handing import hand_out
-from tutelage.review.page import Content, gather, ranked, render
-from tutelage.review.serve import ReviewServer
+from tutelage.reviews.exchange import export_labels, import_labels, require_format
+from tutelage.reviews.exchange.handing import hand_out
+from tutelage.reviews.page import Content, gather, ranked, render
+from tutelage.reviews.serve import ReviewServer
 from tutelage.types import InputError
 from tutelage.workflows.stages import REVIEWS, console
 

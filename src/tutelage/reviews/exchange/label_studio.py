@@ -16,8 +16,8 @@ from pydantic import BaseModel, Field
 
 from tutelage.data.pseudo.verdicts import Corners, JudgedImage, Label, Region
 from tutelage.files import read_json, write_json, write_text
-from tutelage.review.exchange.brush import decode_brush, encode_brush
-from tutelage.review.exchange.handing import IGNORED, Drawn, Returned, Sheet, about, corners, region, validated
+from tutelage.reviews.exchange.brush import decode_brush, encode_brush
+from tutelage.reviews.exchange.handing import IGNORED, Drawn, Returned, Sheet, about, corners, region, validated
 from tutelage.types import Annotation, InputError
 
 TOOL = "Label Studio"

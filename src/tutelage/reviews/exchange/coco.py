@@ -16,7 +16,7 @@ from tutelage.data.pseudo.verdicts import JudgedImage, Label, Region
 from tutelage.data.readers.outlines.rasterizing import polygon_spans
 from tutelage.data.rle import box_of, counts_of, decode_counts, encode_counts, num_pixels, spans_of, union
 from tutelage.files import read_json, write_json
-from tutelage.review.exchange.handing import ID, IGNORED, Drawn, Returned, Sheet, about, corners, region, validated
+from tutelage.reviews.exchange.handing import ID, IGNORED, Drawn, Returned, Sheet, about, corners, region, validated
 from tutelage.types import InputError
 
 TOOL = "a tool as COCO json"

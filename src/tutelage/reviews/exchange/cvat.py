@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tutelage.data.pseudo.verdicts import JudgedImage, Label, Region
 from tutelage.data.readers.voc import parse_xml
 from tutelage.files import write_text
-from tutelage.review.exchange.handing import ID, IGNORED, Drawn, Returned, Sheet, about, corners, region
+from tutelage.reviews.exchange.handing import ID, IGNORED, Drawn, Returned, Sheet, about, corners, region
 from tutelage.types import InputError
 
 TOOL = "CVAT"

@@ -26,9 +26,9 @@ from tutelage.data.colors import class_colors
 from tutelage.data.pseudo import PseudoStore, score_limits
 from tutelage.data.pseudo.verdicts import FORMAT, Verdicts
 from tutelage.data.thumbnails import Album
-from tutelage.review.informativeness import Ranking, comparable, rank, rarity_of
-from tutelage.review.shown import SHOWN
-from tutelage.review.tally import grid_of, tally
+from tutelage.reviews.informativeness import Ranking, comparable, rank, rarity_of
+from tutelage.reviews.shown import SHOWN
+from tutelage.reviews.tally import grid_of, tally
 
 TEMPLATES = Path(__file__).parent / "templates"
 SIDE = 800

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from tutelage.data.pseudo.verdicts import SAME_PLACE, JudgedImage, Label, Region, Verdicts, overlap
-from tutelage.review.exchange.handing import Drawn, Returned, Sheet, region
+from tutelage.reviews.exchange.handing import Drawn, Returned, Sheet, region
 from tutelage.types import InputError
 
 UNMOVED = 0.02

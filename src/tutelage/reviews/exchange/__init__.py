@@ -8,9 +8,9 @@ from pathlib import Path
 
 from tutelage.data.pseudo.verdicts import FORMAT, Verdicts, parse_verdicts, read_verdicts, write_verdicts
 from tutelage.files import read_json
-from tutelage.review.exchange import coco, cvat, fiftyone, label_studio
-from tutelage.review.exchange.comparing import verdicts_of
-from tutelage.review.exchange.handing import Returned, Sheet
+from tutelage.reviews.exchange import coco, cvat, fiftyone, label_studio
+from tutelage.reviews.exchange.comparing import verdicts_of
+from tutelage.reviews.exchange.handing import Returned, Sheet
 from tutelage.types import Annotation, InputError
 
 SHOWN = "shown.json"

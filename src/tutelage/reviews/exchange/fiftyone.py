@@ -20,7 +20,7 @@ from pydantic import BaseModel, Field
 from tutelage.data.masks import encode_png, read_codes
 from tutelage.data.pseudo.verdicts import JudgedImage, Label, Region
 from tutelage.files import atomic, read_json, write_json
-from tutelage.review.exchange.handing import ID, IGNORED, Drawn, Returned, Sheet, about, corners, region, validated
+from tutelage.reviews.exchange.handing import ID, IGNORED, Drawn, Returned, Sheet, about, corners, region, validated
 from tutelage.types import IGNORE, InputError
 
 TOOL = "FiftyOne"
