@@ -4,7 +4,6 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -14,6 +13,8 @@ from tests.tiny import annotation, arguments, mask_arguments, masks
 from tests.torture.child import Kill
 from tests.torture.harness import Command, assert_equal, assert_whole, draw_kill, leftovers
 
+TWO = ("--devices", "2")
+SECONDS_TO_END = 10.0
 ARGUMENTS = {"detection": (arguments, annotation), "segmentation": (mask_arguments, masks)}
 RESUME = ("--resume", "runtime.checkpoint_seconds=0")
 EACH_STEP = ("runtime.checkpoint_seconds=0",)  # a checkpoint after every step
@@ -32,16 +33,16 @@ KILLS = {
         Kill("figure", 2),  # of the report
     ),
     "segmentation": (
-        Kill("rename", 13, "after"),
-        Kill("read", 30),
+        Kill("rename", 8, "after"),
+        Kill("read", 10),
         Kill("step", 4),
-        Kill("rename", 7),
-        Kill("rename", 11, "after"),
+        Kill("rename", 3),
+        Kill("rename", 5, "after"),
         Kill("part", 1),
         Kill("rename", 4, "after"),
         Kill("step", 1),
-        Kill("rename", 9),
-        Kill("rename", 12, "after"),
+        Kill("rename", 6),
+        Kill("rename", 7, "after"),
     ),
 }
 
@@ -80,6 +81,47 @@ def test_a_fit_killed_ten_times_is_the_fit_never_killed(
     assert fit.kills == 10, fit.codes
 
 
+def test_workers_and_processes_end_with_their_parent(finished: Path, scenes: Path, tmp_path: Path) -> None:
+    """SIGKILL for one process alone; what the others had done is taken, and the store is the one never disturbed."""
+    fit = command("detection", scenes, tmp_path, *EACH_STEP, "runtime.workers=2")
+    assert fit.start(Kill("step", 8, scope="process")) == -signal.SIGKILL
+    assert gone(fit.group), "loader workers"
+    label = labeling(finished / "model", scenes, tmp_path, "runtime.workers=1")
+    whole = labeling(finished / "model", scenes, tmp_path / "whole")
+    assert label.start(Kill("part", 2, "after"), more=TWO, cold=True) == -signal.SIGKILL
+    assert gone(label.group), "two processes and their loader workers, of which one was killed with its parent"
+    assert label.start(Kill("part", 1, "after", scope="parent"), more=TWO, cold=True) == -signal.SIGKILL
+    assert gone(label.group), "the processes that the killed one had spawned, and their loader workers"
+    whole.output.parent.mkdir()
+    assert label.start() == whole.start() == 0, label.output.read_text()
+    assert_equal(label.out, whole.out)
+    assert leftovers(label.out, label.cache) == []
+
+
+def labeling(model: Path, scenes: Path, folder: Path, *more: str) -> Command:
+    """In five parts of four images."""
+    tiny = ("--device", "cpu", "runtime.threads=1", "runtime.precision=float32", "label.part_size=4", *more)
+    arguments = ["label", str(model), "--unlabeled", str(scenes / "pool" / "images"), "--out", str(folder / "store")]
+    return Command([*arguments, *tiny], folder / "store", folder / "cache", folder / "output.txt")
+
+
+def gone(group: int) -> bool:
+    """Whether no process of the group lives, some seconds after."""
+    deadline = time.monotonic() + SECONDS_TO_END
+    while alive := [one for one in psutil.process_iter() if in_group(one, group)]:
+        if time.monotonic() > deadline:
+            raise AssertionError(alive)
+        time.sleep(0.05)
+    return True
+
+
+def in_group(process: psutil.Process, group: int) -> bool:
+    try:
+        return os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE
+    except (ProcessLookupError, psutil.NoSuchProcess):
+        return False
+
+
 def place_in(kill: Kill, out: Path) -> Kill:
     return Kill(kill.event, kill.number, kill.when, kill.scope, str(out))
 
@@ -88,9 +130,7 @@ def place_in(kill: Kill, out: Path) -> Kill:
 @pytest.mark.torture
 @pytest.mark.parametrize("seed", range(10))
 @pytest.mark.parametrize("task", ["detection", "segmentation"])
-def test_drawn_kills(
-    task: str, seed: int, scenes: Path, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+def test_drawn_kills(task: str, seed: int, scenes: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """Ten kills each at drawn events, of which some starts see none, and by time."""
     reference: Path = request.getfixturevalue({"detection": "finished", "segmentation": "finished_masks"}[task])
     rng = np.random.default_rng([seed, task == "detection"])

@@ -37,6 +37,7 @@ class Command:
     cache: Path
     output: Path
     kills: int = 0
+    group: int = 0  # of the last start's processes
     codes: list[int] = field(default_factory=list)
 
     def start(
@@ -60,9 +61,10 @@ class Command:
     def _start_warm(self, arguments: list[str], environment: dict[str, str], kill: Kill | None, seconds: float) -> int:
         process = SERVER.Process(target=child.run, args=(arguments, environment, kill, self.output))
         process.start()
+        self.group = process.pid or 0
         process.join(seconds)
         if process.is_alive():
-            _kill_group(process.pid or 0)
+            _kill_group(self.group)
             process.join()
         assert process.exitcode is not None
         return process.exitcode
@@ -74,10 +76,11 @@ class Command:
             process = subprocess.Popen(
                 command, env=environment, cwd=ROOT, stdout=output, stderr=output, start_new_session=True
             )
+        self.group = process.pid
         try:
             return process.wait(seconds)
         except subprocess.TimeoutExpired:
-            _kill_group(process.pid)
+            _kill_group(self.group)
             return process.wait()
 
 
@@ -140,9 +143,9 @@ def files_of(folder: Path) -> Iterator[Path]:
 
 
 def content_of(path: Path) -> Any:
-    """Bytes of a file; of a record its values without times, speeds and the story of the starts; no page's, no config's.
+    """Bytes of a file; of a record its values without times, speeds and the story of the starts; nothing of a page.
 
-    The page shows the command and the seconds; the config holds `runtime`, which no result depends on.
+    A page shows the command and the seconds; a config is compared without `runtime`, which no result depends on.
     """
     if path.name == "run.json":
         return _without(json.loads(path.read_text()), OWN_PACE | OWN_STORY)
