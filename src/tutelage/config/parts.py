@@ -7,7 +7,7 @@ be filled in once a `RunConfig` exists.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import Field, model_validator
@@ -109,9 +109,16 @@ class AugmentConfig(Part):
 class AnchorConfig(Part):
     """Anchors of a RetinaNet (facts: TPU detection code, anchor.py)."""
 
-    size: float = Field(4.0, gt=0, description="side of the base anchor in strides")
+    size: Annotated[float, Field(gt=0)] | Literal["fit"] = Field(
+        4.0, description="side of the base anchor in strides; fit: what overlaps the labeled boxes most"
+    )
     octaves: PositiveInt = Field(3, description="scales a level: 2^(0/n) .. 2^((n-1)/n)")
     aspect_ratios: tuple[float, ...] = Field((1.0, 2.0, 0.5), description="width over height")
+
+    @property
+    def side(self) -> float:
+        """`size`; that of the original where it is still to be fitted."""
+        return 4.0 if self.size == "fit" else self.size
 
 
 class NormConfig(Part):

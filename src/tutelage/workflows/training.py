@@ -27,6 +27,7 @@ from tutelage.models.model import Network
 from tutelage.tasks.table import build_task
 from tutelage.tasks.task import Task
 from tutelage.types import InputError
+from tutelage.workflows.anchors import with_fitted_anchors
 from tutelage.workflows.assembly import load_trained, open_given
 from tutelage.workflows.evaluation import evaluate_stage, judge_all
 from tutelage.workflows.joint import JointTraining, joint_training
@@ -107,6 +108,7 @@ def train(
     config = open_run(out, config, overrides, overwrite=overwrite, resume=resume)
     require_sources(config, "labeled")
     prepared = prepare(config)
+    config = with_fitted_anchors(config, prepared.sets.labeled)
     entering = open_given(config, prepared)
     pin_data(out, prepared.fingerprints | {name: stage.hash for name, stage in entering.items()})
     if (out / "run.json").is_file():
