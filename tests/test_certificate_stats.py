@@ -35,7 +35,7 @@ def test_one_claim_an_image_is_the_exact_binomial_bound(right: int) -> None:
 
 
 def test_jackknife_design_effect_by_hand() -> None:
-    hits, of = np.tile([[9, 4, 2, 8]], 100), np.tile([[10, 5, 5, 10]], 100)
+    hits, of = np.tile([[10, 5, 1, 7]], 100), np.tile([[10, 5, 5, 10]], 100)
     right, total = hits.sum(), of.sum()
     left_out = (right - hits) / (total - of)
     variance = 399 / 400 * ((left_out - right / total) ** 2).sum()
