@@ -31,6 +31,7 @@ from tutelage.reviews.shown import SHOWN
 from tutelage.reviews.tally import grid_of, tally
 
 TEMPLATES = Path(__file__).parent / "templates"
+SCRIPTS = "verdicts.js", "drawing.js", "acting.js"
 SIDE = 800
 """Longer side of a picture, at most."""
 
@@ -150,7 +151,7 @@ def render(content: Content, verdicts: Verdicts | None, verdicts_time: float = 0
     """
     plain = verdicts.plain() if verdicts else None
     data = {**content.data, "verdicts": plain, "verdicts_time": 1000 * verdicts_time, "save_to": save_to}
-    script, style = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("page.js", "page.css"))
+    script, style = (_joined(names) for names in (SCRIPTS, ("page.css",)))
     annotation = content.data["annotation"]
     return (
         Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
@@ -168,6 +169,10 @@ def render(content: Content, verdicts: Verdicts | None, verdicts_time: float = 0
             data=Markup(embedded(data)),
         )
     )
+
+
+def _joined(names: Sequence[str]) -> str:
+    return "\n".join((TEMPLATES / name).read_text(encoding="utf-8") for name in names)
 
 
 def policy(script: str, style: str, *, served: bool) -> str:

@@ -82,32 +82,34 @@ def regions(stored: StoredMask) -> list[Plain]:
     found = []
     for label in np.unique(stored.mask[stored.mask != IGNORE]).tolist():
         of_class = (stored.mask == label).astype(np.uint8)
-        _, numbers, stats, _ = cv2.connectedComponentsWithStats(of_class, connectivity=8)
-        areas = stats[:, cv2.CC_STAT_AREA]
-        found += [(int(areas[n]), label, numbers == n) for n in range(1, len(areas)) if areas[n] >= LEAST_PIXELS]
+        _, numbers, places, _ = cv2.connectedComponentsWithStats(of_class, connectivity=8)
+        large = [n for n in range(1, len(places)) if places[n, cv2.CC_STAT_AREA] >= LEAST_PIXELS]
+        found += [(int(places[n, cv2.CC_STAT_AREA]), label, numbers, n, places[n, :4]) for n in large]
     found.sort(key=lambda one: -one[0])
-    return [_region(label, mask, stored) for _, label, mask in found[:MOST_REGIONS]]
+    return [_region(stored, *one) for _, *one in found[:MOST_REGIONS]]
 
 
-def _region(label: int, mask: NDArray[np.bool_], stored: StoredMask) -> Plain:
-    rows, columns = mask.nonzero()
-    scale = np.array([stored.size[1] / mask.shape[1], stored.size[0] / mask.shape[0]])
-    corners = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]) * np.tile(scale, 2)
+def _region(stored: StoredMask, label: int, numbers: NDArray[np.int32], number: int, place: NDArray[np.int32]) -> Plain:
+    """The pixels of a number, within `place` (x, y, width, height)."""
+    x, y, width, height = place.tolist()
+    mask = numbers == number
+    own = slice(y, y + height), slice(x, x + width)
+    scale = np.divide(stored.size, mask.shape)[[1, 0, 1, 0]]
     return {
         "class": label,
-        "score": float(round(stored.levels[mask].mean() / 256, 4)),
-        "xyxy": corners.round(2).tolist(),
+        "score": float(round(stored.levels[own][mask[own]].mean() / 256, 4)),
+        "xyxy": (scale * (x, y, x + width, y + height)).round(2).tolist(),
         "rle": Region.of(mask).model_dump(mode="json"),
-        "outline": outline(mask),
+        "outline": outline(mask[own], x, y),
     }
 
 
-def outline(mask: NDArray[np.bool_]) -> str:
-    """SVG path along the pixels at the border of a mask (h, w), holes included; to be filled by the even-odd rule."""
+def outline(mask: NDArray[np.bool_], left: int, top: int) -> str:
+    """SVG path along the border pixels of a mask that is moved to a place; the even-odd rule leaves its holes open."""
     lines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     paths = []
     for line in lines:
-        points = cv2.approxPolyDP(line, FINENESS, True)[:, 0] + 0.5  # from the places of pixels to their middles
+        points = cv2.approxPolyDP(line, FINENESS, True)[:, 0] + (left + 0.5, top + 0.5)  # the middles of pixels
         paths.append("M" + "L".join(f"{x:g} {y:g}" for x, y in points.tolist()) + "Z")
     return "".join(paths)
 
