@@ -122,6 +122,8 @@ def test_images_that_a_model_was_trained_on_are_refused(certified: Path, scenes:
         stage = certified / record_of(certified)["stages"][name]
         with pytest.raises(InputError, match="trained on 12 of the 24 images"):
             tutelage.certify(stage, labeled=annotation(scenes, "test"), out=tmp_path / "out", overrides=LIGHT)
+    with pytest.raises(InputError, match="trained on 20 of the 20 images"):
+        tutelage.certify(stage, labeled=annotation(scenes, "pool"), out=tmp_path / "out", overrides=LIGHT)
 
 
 @pytest.mark.parametrize("task", ["detection", "segmentation"])
