@@ -69,7 +69,8 @@ def made_claims(about: int, shape: tuple[int, ...], rng: np.random.Generator) ->
 
 def made_hits(claims: Counts, condition: Condition, rng: np.random.Generator) -> Counts:
     """How many of the claims of each image are right."""
-    expected = expit(_log_odds(condition) - condition.crowded * np.log1p(claims))
+    log_odds = _log_odds(condition.claims, condition.precision, condition.crowded)
+    expected = expit(log_odds - condition.crowded * np.log1p(claims))
     if condition.correlation:
         count = 1 / condition.correlation - 1  # of the beta distribution
         expected = rng.beta(expected * count, (1 - expected) * count)
@@ -77,14 +78,14 @@ def made_hits(claims: Counts, condition: Condition, rng: np.random.Generator) ->
 
 
 @lru_cache
-def _log_odds(condition: Condition) -> float:
+def _log_odds(about: int, precision: float, crowded: float) -> float:
     """Of a right claim, before crowding, so that the ratio of sums over endlessly many images is as wanted."""
-    claims = made_claims(condition.claims, (200_000,), np.random.default_rng(1))
+    claims = made_claims(about, (200_000,), np.random.default_rng(1))
     low, high = -20.0, 20.0
     for _ in range(50):
         middle = (low + high) / 2
-        found = (claims * expit(middle - condition.crowded * np.log1p(claims))).sum() / claims.sum()
-        low, high = (middle, high) if found < condition.precision else (low, middle)
+        found = (claims * expit(middle - crowded * np.log1p(claims))).sum() / claims.sum()
+        low, high = (middle, high) if found < precision else (low, middle)
     return low
 
 
