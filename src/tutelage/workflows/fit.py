@@ -9,6 +9,8 @@ from tutelage.config import RunConfig
 from tutelage.data.pseudo import require_kept
 from tutelage.engine.runtime import Runtime, launch
 from tutelage.files import atomic_folder, copy_files, read_json, write_json, write_text
+from tutelage.models.init import read_card
+from tutelage.reporting.card import model_card
 from tutelage.reporting.page import write_report
 from tutelage.tasks.table import build_task
 from tutelage.types import InputError
@@ -249,7 +251,7 @@ def _conclude(out: Path, config: RunConfig, prepared: Prepared, graph: Graph, gi
     }
     with atomic_folder(out / "model", replace=True) as model:
         copy_files(graph[record["recommended_stage"]].model_folder, model)
-        write_text(model / "README.md", _model_card(record))
+        write_text(model / "README.md", model_card(record, read_card(model)))
     write_json(out / "run.json", record)
     page = write_report(out)
     console.print("\n" + "\n".join(_verdicts(record)))
@@ -283,25 +285,3 @@ def _finished_earlier(out: Path) -> dict[str, Any]:
 def _relative(folder: Path, out: Path) -> Path:
     """A stage's folder as seen from the run, so that the run can be moved; absolute where it is shared."""
     return folder.relative_to(out) if folder.is_relative_to(out) else folder.resolve()
-
-
-def _model_card(record: dict[str, Any]) -> str:
-    figures = record[record["recommended"]].get("metrics") or {}
-    lines = [f"- {name}: {value:.3f}" for name, value in figures.items() if isinstance(value, float)]
-    return "\n".join(
-        [
-            f"# {record['recommended'].capitalize()} of a Tutelage run",
-            "",
-            *_verdicts(record),
-            "",
-            f"Task: {record['task']}. Classes: {', '.join(record['class_names'])}.",
-            f"Recommended because {record['recommended_reason']}",
-            "",
-            "Figures on the test images:" if lines else "No figures: there was no test split.",
-            *lines,
-            "",
-            "Load it with `tutelage predict MODEL IMAGES --out FOLDER`. `model.json` holds architecture, classes and",
-            "normalization; `model.safetensors` the weights.",
-            "",
-        ]
-    )
