@@ -120,7 +120,7 @@ class LabelWatch:
         if ratio.high < FEW:
             yield Alarm("few", f"{seen}. {self._fault()}", lost=ratio.high < NEARLY_NOTHING)
         elif ratio.low > MANY:
-            fitting = "" if self.trial is None else f" ({self._fitting()} keeps about as much as people label)"
+            fitting = "" if self.trial is None else f" ({_fitting(self.trial)} keeps about as much as people label)"
             yield Alarm("many", f"{seen}: most of it cannot be right. Raise pseudo.score_threshold{fitting}.")
 
     def _empty(self, prior: Amounts, kept: Amounts) -> Iterator[Alarm]:
@@ -147,7 +147,8 @@ class LabelWatch:
             yield Alarm(
                 "missing",
                 f"hardly any pseudo-label is of {self._named(np.flatnonzero(rare))}, which people labeled in "
-                f"{(prior.present / prior.images)[rare].min():.0%} of their images or more. {self._fault()}",
+                f"{(prior.present / prior.images)[rare].min():.0%} of their images or more. "
+                + self._fault(np.flatnonzero(rare)),
                 lost=bool(rare.sum() >= max(2, known.sum() - 1)),
             )
 
@@ -161,8 +162,8 @@ class LabelWatch:
             "compare class_names in the teacher's model.json with the order of the classes in --labeled."
         )
 
-    def _fault(self) -> str:
-        """Whether teacher, threshold or pool is to blame, by the teacher's trial, and what to do."""
+    def _fault(self, rows: NDArray[np.int64] | None = None) -> str:
+        """Whether teacher, threshold or pool is to blame (for some classes), by the teacher's trial; what to do."""
         trial = self.trial
         if trial is None:
             return (
@@ -171,26 +172,23 @@ class LabelWatch:
             )
         if is_permuted(trial):
             return "The class names are at fault: the teacher's are permuted against those of the labels."
-        if is_untrained(trial, self.annotation):
+        trial = trial if rows is None else trial.of_classes(rows)
+        labeled = f"people labeled{' of them' if rows is not None else ''} in labeled images"
+        share, found = trial.kept(self._limits), trial.right()
+        if is_untrained(trial, self.annotation, len(self.class_names)):
             return (
-                f"The teacher is at fault: it finds {trial.right():.1%} of what people labeled in labeled images. "
-                "Train it longer (teacher.min_steps, teacher.passes), or give another."
+                f"The teacher is at fault: it finds {found:.1%} of what {labeled}. Train it longer "
+                "(teacher.min_steps, teacher.passes), or give another."
             )
-        share = trial.kept(self._limits) / trial.human
         if share < ENOUGH:
             return (
-                f"The threshold is at fault: in labeled images too it keeps only {share:.1%} of the amount that people "
-                f"labeled; pseudo.score_threshold={self._fitting()} keeps about as much."
+                f"The threshold is at fault: {share:.1%} of what {labeled} reaches it; "
+                f"pseudo.score_threshold={_fitting(trial)}{' for them' if rows is not None else ''} keeps as much."
             )
         return (
-            f"The pool is at fault: in labeled images the teacher keeps {share:.0%} of the amount that people labeled. "
-            "The pool seems to be of another domain; give images like the labeled ones, or label some of the pool's."
+            f"The pool is at fault: the teacher keeps {share:.0%} of the amount that {labeled}. The pool seems to be "
+            "of another domain; give images like the labeled ones, or label some of the pool's."
         )
-
-    def _fitting(self) -> float:
-        """The threshold that keeps in labeled images what people labeled, rounded down."""
-        assert self.trial is not None, "a threshold by the teacher's trial"
-        return math.floor(100 * self.trial.fitting_threshold()) / 100
 
     def _largest_gaps(self, prior: Amounts, kept: Amounts) -> str:
         rows = np.argsort(-np.abs(prior.shares - kept.shares), kind="stable")[:CLASSES_NAMED]
@@ -224,3 +222,8 @@ def watched_store(store: PseudoStore, pseudo: PseudoConfig, labeled: Index | Non
     for images, table in store.parts():
         watch.take(images, table)
     return watch.alarms()
+
+
+def _fitting(trial: Trial) -> float:
+    """The threshold that keeps in labeled images what people labeled, rounded down."""
+    return math.floor(100 * trial.fitting_threshold()) / 100

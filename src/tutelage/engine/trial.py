@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -29,7 +29,7 @@ GUESSED: Mapping[Annotation, Callable[[int], float]] = {
     "masks": lambda classes: 1 / classes,
 }
 """Share of what people labeled that a model finds without having learned anything."""
-BETTER_THAN_GUESSED = 0.1
+BETTER_THAN_GUESSED = 0.1  # of the way from there to all of it
 CALLED_SO = 0.5  # share of a class that goes by one other name, where names are permuted
 MOST = 0.9  # of what people labeled: a threshold that keeps as much is a fitting one
 CLASSES_NAMED = 4
@@ -59,14 +59,22 @@ class Trial:
         return cls(labeled, len(predictions), confusion, claims)
 
     @property
-    def human(self) -> float:
-        """What people labeled in an image."""
-        return float(self.confusion.sum()) / self.images
+    def human(self) -> Floats:
+        """(K,) what people labeled."""
+        return np.asarray(self.confusion.sum(1))
+
+    def of_classes(self, rows: NDArray[np.int64]) -> Trial:
+        """The same of some classes alone, if people labeled any of them in these images; else of all."""
+        if not self.human[rows].any():
+            return self
+        confusion, claims = np.zeros_like(self.confusion), np.zeros_like(self.claims)
+        confusion[rows], claims[rows] = self.confusion[rows], self.claims[rows]
+        return replace(self, confusion=confusion, claims=claims)
 
     def kept(self, limits: NDArray[np.floating]) -> float:
-        """What the teacher claims in an image at or above the thresholds (K,), these rounded up."""
+        """What the teacher claims at or above the thresholds (K,), these rounded up, over what people labeled."""
         least = np.ceil(limits.astype(np.float64) * LEVELS)[:, None]
-        return float((self.claims * (np.arange(LEVELS + 1) >= least)).sum()) / self.images
+        return float((self.claims * (np.arange(LEVELS + 1) >= least)).sum() / self.human.sum())
 
     def right(self) -> float:
         """Share of what people labeled that the teacher finds and calls by its name, classes alike."""
@@ -77,7 +85,7 @@ class Trial:
     def fitting_threshold(self) -> float:
         """The highest threshold, one for all classes, that keeps about as much as people labeled; 0 if none does."""
         above = self.claims.sum(0)[::-1].cumsum()[::-1]
-        enough = np.flatnonzero(above >= MOST * self.human * self.images)
+        enough = np.flatnonzero(above >= MOST * self.human.sum())
         return float(enough.max(initial=0)) / LEVELS
 
     def write(self, folder: Path) -> None:
@@ -110,7 +118,7 @@ def trial_alarms(trial: Trial, class_names: Sequence[str], annotation: Annotatio
             "the teacher's model.json with the order of the classes in --labeled.",
             lost=True,
         )
-    elif is_untrained(trial, annotation):
+    elif is_untrained(trial, annotation, len(class_names)):
         yield Alarm(
             "teacher",
             f"the teacher finds {trial.right():.1%} of what people labeled in {trial.images} labeled images: it is "
@@ -120,10 +128,10 @@ def trial_alarms(trial: Trial, class_names: Sequence[str], annotation: Annotatio
         )
 
 
-def is_untrained(trial: Trial, annotation: Annotation) -> bool:
+def is_untrained(trial: Trial, annotation: Annotation, num_classes: int) -> bool:
     """Whether a teacher finds hardly more of the labeled images' content than a guess would."""
-    known = int((trial.confusion.sum(1) > 0).sum())
-    return known > 1 and trial.right() < GUESSED[annotation](known) + BETTER_THAN_GUESSED
+    guessed = GUESSED[annotation](num_classes)
+    return trial.right() < guessed + BETTER_THAN_GUESSED * (1 - guessed)
 
 
 def is_permuted(trial: Trial) -> bool:
