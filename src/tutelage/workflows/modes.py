@@ -116,12 +116,9 @@ class Offline:
         if student.second_stream == "labeled":
             return prepared.sets.labeled
         store = pseudo_labels(_made(pseudo), prepared)
-        pool = pool_of(prepared)
-        return (
-            pool.select(store.usable_rows())
-            if student.second_stream == "hidden"
-            else store_index(store, pool, config.pseudo)
-        )
+        if student.second_stream == "hidden":
+            return pool_of(prepared).select(store.usable_rows())
+        return store_index(store, pool_of(prepared), config.pseudo)
 
 
 @dataclass(frozen=True)
