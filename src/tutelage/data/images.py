@@ -21,7 +21,7 @@ from typing import IO, Literal
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
 from tutelage.config import DataConfig
@@ -112,6 +112,11 @@ def decode(path: Path, data: DataConfig, *, needed_scale: float = 1.0) -> Decode
         if not _ends_early(content, error):
             raise InputError(f"{path}: broken image ({error}). Restore or remove the file.") from None
     return _decode_truncated(content, path, data, needed_scale)
+
+
+def pixels_of(image: Image.Image, data: DataConfig) -> Pixels:
+    """RGB pixels of an open Pillow image, turned as a viewer shows it; as `decode` makes them of a file."""
+    return _eight_bit(ImageOps.exif_transpose(image), Path("Pillow image"), data)
 
 
 def probe(path: Path) -> ImageInfo:
