@@ -318,6 +318,14 @@ def test_pictures_are_reduced_and_small_ones_are_not_enlarged(runs: dict[str, Pa
     assert width == 256 and content.data["everything"] > 0
 
 
+def test_a_thousand_classes_have_colors(tmp_path: Path) -> None:
+    names = tuple(f"class {number}" for number in range(1203))
+    reviewed = open_reviewed(write_run_folder(tmp_path / "run", class_names=names, num_test=1, num_pool=4))
+    data = gather(reviewed.stores, reviewed.pseudo, Album(reviewed.roots), title="run").data
+    assert len(data["colors"]) == 1203 and data["colors"][255] == data["colors"][0] != data["colors"][254]
+    assert len(data["kept"]) == 1203
+
+
 def test_what_cannot_be_reviewed_is_said(runs: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--round 3: .* has round 1, 2"):
         review(runs["boxes"], round_=3, out=tmp_path)

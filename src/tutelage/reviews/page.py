@@ -22,7 +22,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from tutelage.config import PseudoConfig
-from tutelage.data.colors import class_colors
+from tutelage.data.colors import NUM_COLORS, class_colors
 from tutelage.data.pseudo import PseudoStore, score_limits
 from tutelage.data.pseudo.verdicts import FORMAT, Verdicts
 from tutelage.data.thumbnails import Album
@@ -127,7 +127,7 @@ def _described(store: PseudoStore, pseudo: PseudoConfig) -> dict[str, Any]:
         "format": FORMAT,
         "annotation": manifest.annotation,
         "class_names": manifest.class_names,
-        "colors": ["#{:02x}{:02x}{:02x}".format(*color) for color in class_colors(len(manifest.class_names))],
+        "colors": _colors(len(manifest.class_names)),
         "teacher": manifest.teacher,
         "round": manifest.round,
         "store": store.content,
@@ -138,6 +138,12 @@ def _described(store: PseudoStore, pseudo: PseudoConfig) -> dict[str, Any]:
         "kept_images": counted.images.tolist(),
         "everything": max(counted.everything, 1),
     }
+
+
+def _colors(num: int) -> list[str]:
+    """CSS colors of classes; those of the first come again after 255."""
+    palette = ["#{:02x}{:02x}{:02x}".format(*color) for color in class_colors(NUM_COLORS)]
+    return [palette[label % NUM_COLORS] for label in range(num)]
 
 
 def render(content: Content, verdicts: Verdicts | None, verdicts_time: float = 0, save_to: str = "") -> str:
