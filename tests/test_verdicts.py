@@ -409,7 +409,10 @@ def of_masks(store: PseudoStore) -> tuple[Verdicts, Label]:
 
 @pytest.mark.parametrize(
     ("fixture", "given_arguments", "spoken"),
-    [("finished", arguments, of_boxes), ("finished_masks", mask_arguments, of_masks)],
+    [
+        ("finished", arguments, of_boxes),
+        pytest.param("finished_masks", mask_arguments, of_masks, marks=pytest.mark.slow),
+    ],
     ids=["boxes", "masks"],
 )
 def test_every_round_learns_from_people_and_knows_where_its_labels_are_from(
