@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,10 @@ from tutelage.data.readers import open_index
 from tutelage.reporting.certificate import certificate_lines
 from tutelage.stats.certificate import Sums
 from tutelage.types import InputError
+from tutelage.workflows.certifying.rounds import require_certifiable
 from tutelage.workflows.certifying.stage import certificate
+from tutelage.workflows.options import resolve
+from tutelage.workflows.prepare import prepare
 
 CERTIFIED = "pseudo.score_threshold=certified"
 SHORT = ("teacher.min_steps=2", "student.min_steps=2")
@@ -159,14 +163,13 @@ def test_few_labels_are_estimated_with_folds_and_plan_says_so(
 def test_a_given_teacher_is_certified_only_where_it_has_not_seen_the_images(
     certified: Path, finished: Path, scenes: Path, tmp_path: Path
 ) -> None:
-    options = (*TINY, "certify.fraction=0.5", CERTIFIED, *SHORT)
-    same = {"labeled": annotation(scenes, "test"), "test": annotation(scenes, "val"), "overrides": options}
-    record = tutelage.fit(**arguments(scenes, tmp_path / "a", teacher=certified / _teacher(certified), **same))
-    own = record_of(tmp_path / "a" / record["stages"]["certify-1"])
-    assert own["classes"] == stages_of(certified)["certify-1"]["classes"]
-    known = arguments(scenes, tmp_path / "b", teacher=finished / _teacher(finished), overrides=options)
-    with pytest.raises(InputError, match=r"--teacher .*trained on"):
-        tutelage.fit(**known | {"labeled": annotation(scenes, "labeled")})
+    options = (*TINY, "certify.fraction=0.5", CERTIFIED)
+    sources = {"labeled": annotation(scenes, "test"), "test": annotation(scenes, "val")}
+    own = {**sources, "teacher": certified / _teacher(certified)}
+    for seed, seen in ((0, False), (1, True)):  # another seed sets others aside
+        config = resolve("detection-demo", options, own, seed=seed)
+        with pytest.raises(InputError, match=r"--teacher .*trained on") if seen else nullcontext():
+            require_certifiable(config, prepare(config))
     bare = tmp_path / "bare"
     shutil.copytree(finished / "model", bare)
     with pytest.raises(InputError, match="cannot be known"):
