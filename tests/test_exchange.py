@@ -213,7 +213,7 @@ def names_in(shown: Verdicts) -> list[str]:
 def test_strokes_that_were_erased_are_rejected_and_new_ones_human(tmp_path: Path, format: str) -> None:
     before, after = np.zeros((6, 8), bool), np.zeros((6, 8), bool)
     before[1:4, 1:5], after[2:4, 1:7] = True, True
-    label = Label(name="cat", region=Region.of(before), **ORIGIN)  # type: ignore[arg-type]
+    label = Label(name="cat", region=Region.of(before), **ORIGIN)
     image = JudgedImage(path="a.png", size=(6, 8), labels=(label,))
     shown = Verdicts(annotation="masks", class_names=NAMES, images=(image,))
     path = annotated(export_labels(tmp_path, format, shown))
@@ -280,7 +280,7 @@ def test_a_turned_rectangle_becomes_the_upright_one_around_it(tmp_path: Path) ->
 def test_polygons_of_coco_become_regions_as_pycocotools_draws_them(tmp_path: Path) -> None:
     square = np.zeros((20, 30), bool)
     square[2:9, 3:9] = True
-    label = Label(name="cat", region=Region.of(square), **ORIGIN)  # type: ignore[arg-type]
+    label = Label(name="cat", region=Region.of(square), **ORIGIN)
     shown = Verdicts(
         annotation="masks", class_names=NAMES, images=(JudgedImage(path="a.png", size=(20, 30), labels=(label,)),)
     )
@@ -420,7 +420,7 @@ def test_malformed_xml_is_named(tmp_path: Path, old: str, new: str, message: str
 def test_malformed_masks_are_refused_in_words(tmp_path: Path, format: str, old: str, new: str) -> None:
     square = np.zeros((6, 8), bool)
     square[1:3, 1:4] = True
-    label = Label(name="cat", region=Region.of(square), **ORIGIN)  # type: ignore[arg-type]
+    label = Label(name="cat", region=Region.of(square), **ORIGIN)
     image = JudgedImage(path="a.png", size=(6, 8), labels=(label,))
     shown = Verdicts(annotation="masks", class_names=NAMES, images=(image,))
     file = annotated(export_labels(tmp_path, format, shown))

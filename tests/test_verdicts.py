@@ -30,11 +30,11 @@ SAID = ("accept", "human", "ignore", "reject")
 
 
 def box(name: str, said: str | None, xyxy: Any, **origin: Any) -> Label:
-    return Label(name=name, verdict=said, xyxy=tuple(xyxy), **origin)  # type: ignore[arg-type]
+    return Label(name=name, verdict=said, xyxy=tuple(xyxy), **origin)
 
 
 def region(name: str, said: str | None, mask: NDArray[np.bool_], **origin: Any) -> Label:
-    return Label(name=name, verdict=said, region=Region.of(mask), **origin)  # type: ignore[arg-type]
+    return Label(name=name, verdict=said, region=Region.of(mask), **origin)
 
 
 def boxes_verdicts(*images: JudgedImage) -> Verdicts:
@@ -89,7 +89,7 @@ def test_a_rejected_box_is_background_and_an_ignored_one_neither(store: PseudoSt
     said = boxes_verdicts(
         judged(10, box("cat", "reject", stored(10, 0))), judged(12), judged(14, box("cat", "ignore", stored(14, 0)))
     )
-    options = PseudoConfig(score_threshold=0.4, unsure=unsure)  # type: ignore[arg-type]
+    options = PseudoConfig(score_threshold=0.4, unsure=unsure)
     index = store_index(store.with_verdicts(said), pool, options)
     at = {index.relative_path(row): index.boxes(row) for row in range(len(index))}
     rest = 1 if unsure == "ignore" else 0  # the dog's box of score 0.3
@@ -165,7 +165,7 @@ def targets_of(store: PseudoStore, threshold: float) -> dict[int, list[tuple[int
     for row, *box in zip(
         rows, columns["labels"].tolist(), columns["xyxy"].tolist(), columns["ignore"].tolist(), strict=True
     ):
-        found[row].append(tuple(box))  # type: ignore[arg-type]
+        found[row].append(tuple(box))
     return found
 
 
