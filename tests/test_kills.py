@@ -34,7 +34,7 @@ KILLS = {
     ),
     "segmentation": (
         Kill("rename", 8, "after"),
-        Kill("read", 10),
+        Kill("read", 2),
         Kill("step", 4),
         Kill("rename", 3),
         Kill("rename", 5, "after"),

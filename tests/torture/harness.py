@@ -94,7 +94,7 @@ def _kill_group(leader: int) -> None:
 def draw_kill(rng: np.random.Generator, out: Path) -> Kill:
     """A point a little further on than where the last start ended."""
     event = str(rng.choice(["rename", "step", "part", "read", "figure"], p=[0.45, 0.2, 0.1, 0.2, 0.05]))
-    reach = {"rename": 12, "step": 5, "part": 2, "read": 40, "figure": 4}[event]
+    reach = {"rename": 12, "step": 5, "part": 2, "read": 8, "figure": 4}[event]
     return Kill(event, int(rng.integers(1, reach + 1)), str(rng.choice(["before", "after"])), below=str(out))
 
 
