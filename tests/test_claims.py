@@ -62,7 +62,7 @@ def test_boxes_are_counted_as_from_scratch_at_every_threshold(iou: float) -> Non
         found, truth = random_boxes(rng, 14, True), random_boxes(rng, 8, False)
         counted = claimed_boxes(found, truth, thresholds, 3, iou)
         for label, place in product(range(2), range(0, len(thresholds), 7)):
-            limit = np.float32(thresholds[place])
+            limit = float(np.float32(thresholds[place]))
             expected = counted_anew(found, truth, label, limit, iou)
             assert (counted.claims[label, place], counted.hits[label, place]) == expected
             total += expected[1]
