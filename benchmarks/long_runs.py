@@ -51,8 +51,9 @@ def main() -> None:
         draw_scenes(place / "labeled", images=LABELED, size=SIDE, seed=0)
         draw_pool(place / "pool", given.images)
         training = place / "trained"
-        labeled = str(place / "labeled" / "scenes.json")
-        train = ["train", "--labeled", labeled, "--test", labeled, "--out", str(training), "--recipe", "detection-demo"]
+        draw_scenes(place / "test", images=LABELED, size=SIDE, seed=1)
+        labeled, test = (str(place / name / "scenes.json") for name in ("labeled", "test"))
+        train = ["train", "--labeled", labeled, "--test", test, "--out", str(training), "--recipe", "detection-demo"]
         budget = ("train.batch_size=4", "train.passes=0", f"teacher.min_steps={given.steps}", "eval.resamples=20")
         log = f"runtime.log_every={max(1, given.steps // 100)}"
         show("training, steps", watched([*train, *options, *budget, log], lambda: steps_done(training)), given.steps)
