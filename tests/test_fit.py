@@ -12,6 +12,7 @@ import yaml
 import tutelage
 from tests.tiny import TINY, annotation, arguments
 from tutelage.cli import main
+from tutelage.reporting.page import typeset
 from tutelage.types import InputError
 
 
@@ -29,7 +30,7 @@ def test_a_fit_leaves_record_model_report_and_stages(finished: Path) -> None:
     assert record["recommended"] in ("teacher", "control", "student")
     assert record["decided_on"] == "selection split"
     page = (finished / "report.html").read_text()
-    assert record["verdict"].split(" (")[0] in page
+    assert typeset(record["verdict"].split(" (")[0]) in page
     assert "http://" not in page.replace("http://www.w3.org", "")
     for name in ("student_minus_control", "student_minus_teacher", "control_minus_teacher"):
         difference = record["differences"][name]

@@ -55,7 +55,10 @@ def open_model(
     card = _card_of(stage, TASKS)
     base = resolve(recipe, (), {}, task=card["task"]).model_dump(mode="json") if recipe else {"task": card["task"]}
     data = {**base.get("data", {}), **card.get("data", {})}
-    raw = {**base, "data": data, "model": card["model"], "postprocess": card["postprocess"]}
+    runtime = dict(base.get("runtime", {}))
+    if card.get("precision") == "float32" and runtime.get("precision", "auto") == "auto":
+        runtime["precision"] = "float32"  # bfloat16 only where the device has it, which `auto` sees to
+    raw = {**base, "data": data, "model": card["model"], "postprocess": card["postprocess"], "runtime": runtime}
     return stage, resolve(raw, overrides, sources, task=card["task"], device=device, devices=devices)
 
 

@@ -343,6 +343,7 @@ def _train_and_save(
             "model": config.model.model_dump(mode="json"),
             "postprocess": config.postprocess.model_dump(mode="json"),
             "data": config.data.model_dump(mode="json", include={"range"}),  # 16-bit pictures are read the same later
+            "precision": runtime.precision,
             "trained_as": stage.name,
             "hash": stage.hash,
         }
