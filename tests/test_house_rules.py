@@ -27,6 +27,9 @@ DOORS = {
     "lightning_fabric": {"engine/runtime.py"},
     "faster_coco_eval": {"tasks/metrics"},
     "matplotlib": {"reporting/figures.py"},
+    "onnx": {"deployment"},
+    "onnxruntime": {"deployment"},
+    "supervision": {"deployment/found.py"},
 }
 SEEDED = {"default_rng", "Generator", "SeedSequence", "PCG64", "BitGenerator", "Philox"}
 TORCH_DRAWS = {"rand", "randn", "randint", "randperm", "bernoulli", "multinomial", "normal", "rand_like", "randn_like"}

@@ -241,6 +241,41 @@ def predict(
 
 
 @app.command()
+def export(
+    model: Model,
+    out: Out,
+    format: Annotated[str, typer.Option(help="onnx")] = "onnx",
+    nms: Annotated[str, typer.Option(help="of a detector: suppression inside (the default) or outside")] = "",
+    masks: Annotated[str, typer.Option(help="of a segmenter: classes (the default) or logits")] = "",
+    overwrite: Overwrite = False,
+    overrides: Overrides = None,
+) -> None:
+    """Write a model for other runtimes: an ONNX file that takes pictures and gives boxes or masks.
+
+    Example: `tutelage export run/model --out exported`
+    """
+    _run("export", locals())
+
+
+@app.command()
+def benchmark(
+    model: Model,
+    batch_sizes: Annotated[str, typer.Option(help="pictures a pass, several with commas between")] = "1,8",
+    onnx: Annotated[str, typer.Option(help="an ONNX file to time too; the one beside the model if not given")] = "",
+    runs: Annotated[int, typer.Option(help="timed passes for each batch size")] = 30,
+    warmup: Annotated[int, typer.Option(help="passes before them")] = 3,
+    json: Annotated[bool, typer.Option("--json", help="print JSON and nothing else")] = False,
+    out: Annotated[str, typer.Option(help="write the same to this JSON file")] = "",
+    device: Device = "",
+) -> None:
+    """Time a model: latency and images a second, of PyTorch and of its ONNX file.
+
+    Example: `tutelage benchmark exported --batch-sizes 1,8`
+    """
+    _run("benchmark", locals())
+
+
+@app.command()
 def pretrain(
     source: Annotated[str, typer.Argument(help="classified images: class folders, a csv or tars; for simclr any")],
     out: Out,
