@@ -34,8 +34,8 @@ KILLS = {
     ),
     "segmentation": (
         Kill("rename", 8, "after"),
-        Kill("read", 2),
         Kill("step", 4),
+        Kill("read", 2),
         Kill("rename", 3),
         Kill("rename", 5, "after"),
         Kill("part", 1),
