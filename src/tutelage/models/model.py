@@ -171,7 +171,7 @@ def build_detector(config: ModelConfig, num_classes: int) -> RetinaNet:
     Raises:
         InputError: an unknown backbone, one without the strides, levels or a canvas that cannot be.
     """
-    _check_levels(config)
+    check_levels(config)
     return RetinaNet(config, num_classes)
 
 
@@ -181,7 +181,7 @@ def build_segmenter(config: ModelConfig, num_classes: int) -> Segmenter:
     Raises:
         InputError: as `build_detector`.
     """
-    _check_levels(config)
+    check_levels(config)
     return Segmenter(config, num_classes)
 
 
@@ -214,8 +214,8 @@ def backbone_of(config: ModelConfig) -> Backbone | PlainViT | SpineNet:
     )
 
 
-def _check_levels(config: ModelConfig) -> None:
-    """Refuses levels that the pyramid cannot have, and a canvas that does not divide into them."""
+def check_levels(config: ModelConfig) -> None:
+    """Refuses levels that the pyramid cannot have, and a canvas that does not divide into them (`InputError`)."""
     if config.min_level > config.max_level:
         raise InputError(
             f"model.min_level: {config.min_level} is above model.max_level {config.max_level}; "

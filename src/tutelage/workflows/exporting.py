@@ -17,7 +17,7 @@ from tutelage.deployment.predictor import Predictor
 from tutelage.engine.runtime import Runtime, launch
 from tutelage.files import atomic, atomic_folder, write_json
 from tutelage.models.init import CARD, WEIGHTS, read_card
-from tutelage.models.model import Network, canvas_stride
+from tutelage.models.model import Network, check_levels
 from tutelage.reporting.card import license_of_start
 from tutelage.tasks.table import build_task
 from tutelage.types import InputError
@@ -83,7 +83,7 @@ def export(
     _require_free(out, overwrite=overwrite)
     stage, config = open_model(model, "", _checked(overrides), device="cpu", devices=1)
     ending = _ending(config.task, {"--nms": nms, "--masks": masks})
-    _check_canvas(config)
+    check_levels(config.model)
     network = load_trained(stage, config.task).eval()
     graph = ending.build(network, config)
     with atomic_folder(out, replace=overwrite) as folder:
@@ -166,13 +166,3 @@ def _ending(task: str, given: Mapping[str, str]) -> Ending:
         if value and option != endings.option:
             raise InputError(f"{option}: has no meaning for {task}; {endings.option} is allowed. Leave it out.")
     return endings.choose(given[endings.option])
-
-
-def _check_canvas(config: RunConfig) -> None:
-    stride = canvas_stride(config.model)
-    if any(side % stride for side in config.model.canvas):
-        height, width = config.model.canvas
-        raise InputError(
-            f"model.canvas: {height} x {width}; both sides must be multiples of {stride}, the stride of this network. "
-            f"Round them, for example to {[-(-side // stride) * stride for side in config.model.canvas]}."
-        )
