@@ -191,7 +191,11 @@ def write_store(
     writer = StoreWriter(folder, manifest)
     missing = writer.missing_parts()
     mine = [part for part in missing if part % runtime.world_size == runtime.rank]
-    take = partial(guard.take, num_images=manifest.num_images) if guard else lambda part: None
+
+    def take(part: int) -> None:
+        if guard is not None:
+            guard.take(part, num_images=manifest.num_images)
+
     for part in sorted(set(range(manifest.num_parts)) - set(missing)):
         take(part)
     outcomes = label_rows(_rows(mine, manifest))
