@@ -92,6 +92,17 @@ def test_thresholds_without_claims_do_not_stop_the_choice() -> None:
     assert found.best is not None and found.best[1] == np.nanmax(found.low)
 
 
+def test_the_balanced_threshold_has_the_highest_f1() -> None:
+    sums = falling(60, 6)
+    f1 = []
+    for claims, hits in zip(sums.claims, sums.hits, strict=True):
+        precision, recall = hits.sum() / max(claims.sum(), 1), hits.sum() / sums.truths.sum()
+        f1.append(2 * precision * recall / max(precision + recall, 1e-9))
+    assert certify_class(sums, 0.9, 0.95).balanced == sums.thresholds[int(np.argmax(f1))]
+    wrong = Sums(sums.thresholds, sums.claims, 0 * sums.hits, sums.truths)
+    assert certify_class(wrong, 0.9, 0.95).balanced is None
+
+
 def test_a_group_is_one_unit() -> None:
     sums = falling(60, 2)
     groups = np.repeat(np.arange(20), 3)[::-1]

@@ -203,19 +203,30 @@ def sums_of(hits: float, images: int, each: int = 20) -> Sums:
     return Sums(thresholds, claims, right, np.full(images, each))
 
 
-def test_a_class_that_cannot_be_shown_takes_its_best_threshold_and_says_so() -> None:
-    sums = [sums_of(1.0, 40), sums_of(0.6, 40), sums_of(1.0, 40, each=0), sums_of(0.0, 40)]
+def surest_alone() -> Sums:
+    """Of 40 images: one claim in each of eight at the highest threshold, all right; three in four of the rest are."""
+    claims = np.full((4, 40), 4)
+    claims[3] = np.arange(40) < 8
+    hits = np.where(np.arange(4)[:, None] < 3, 3, claims)
+    return Sums(np.array([0.2, 0.4, 0.6, 0.8]), claims, hits, np.full(40, 4))
+
+
+def test_a_class_that_cannot_be_shown_is_not_silenced_and_says_so() -> None:
+    sums = [sums_of(1.0, 40), surest_alone(), sums_of(1.0, 40, each=0), sums_of(0.0, 40)]
     certify = CertifyConfig(precision=0.85)
     found = certificate(sums, ("good", "bad", "none", "wrong"), np.arange(40), certify)
     head = {"certified": True, "num_images": 40, "num_groups": 40, "folds": 0, "unit": "boxes", "about": "teacher"}
     assert found["classes"]["good"]["chosen"] == found["thresholds"]["good"] == 0.4
     assert found["classes"]["bad"]["chosen"] is None
-    assert found["thresholds"]["bad"] == found["classes"]["bad"]["best"][0]
-    assert found["thresholds"]["none"] == found["thresholds"]["wrong"] == 0.8, "nothing is known to be right"
+    assert found["thresholds"]["bad"] == 0.2, "at 0.8 the point estimate is 1, of a twentieth of what is there"
+    assert found["thresholds"]["none"] == found["thresholds"]["wrong"] == 0.4, "nothing right: the nearest to a half"
     lines = "\n".join(certificate_lines({**head, **found}))
     assert "good: precision 0.85 is shown from threshold 0.4" in lines
     assert "bad: precision 0.85 cannot be reached with these labels; the best is at least 0." in lines
+    assert "Not certified: threshold 0.2, where precision and recall balance (0.75 and 0.75)." in lines
+    assert "Not shown: threshold 0.2" in "\n".join(certificate_lines({**head, **found, "certified": False, "folds": 5}))
     assert "none: precision 0.85 cannot be reached with these labels; nothing was claimed" in lines
+    assert "Not certified: threshold 0.4, as nothing right was found." in lines
     assert "wrong: precision 0.85 cannot be reached with these labels; none of the 800 claimed boxes is right" in lines
 
 

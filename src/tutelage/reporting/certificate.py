@@ -81,11 +81,13 @@ def class_sentence(name: str, found: Record, record: Record) -> str:
         place = found["thresholds"].index(found["chosen"])
         at = f"{name}: {wanted} is {'shown' if record['certified'] else 'estimated to hold'} from threshold"
         return f"{at} {found['chosen']:.4g}; recall there {_figure(found['recall'][place])}."
-    start = f"{name}: {wanted} cannot be reached with these labels"
+    start, taken = f"{name}: {wanted} cannot be reached with these labels", _taken(found, record["thresholds"][name])
+    not_shown = f"Not {'certified' if record['certified'] else 'shown'}: threshold {taken}"
     if found["best"] is None:
-        return f"{start}; nothing was claimed of this class ({found['truths']} {record['unit']} of it in the labels)."
+        truths = f"{found['truths']} {record['unit']} of it in the labels"
+        return f"{start}; nothing was claimed of this class ({truths}). {not_shown}."
     if not any(found["hits"]):
-        return f"{start}; none of the {found['claims'][0]} claimed {record['unit']} is right."
+        return f"{start}; none of the {found['claims'][0]} claimed {record['unit']} is right. {not_shown}."
     threshold, low = found["best"]
     more = found["more_images"]
     then = (
@@ -93,7 +95,16 @@ def class_sentence(name: str, found: Record, record: Record) -> str:
         if more
         else "; more labels alone would not show it"
     )
-    return f"{start}; the best is at least {low:.2f}, from threshold {threshold:.4g}{then}."
+    return f"{start}; the best is at least {low:.2f}, from threshold {threshold:.4g}{then}. {not_shown}."
+
+
+def _taken(found: Record, threshold: float) -> str:
+    """The threshold of a class that is not shown to meet the precision, and why that one."""
+    if found["balanced"] is None:
+        return f"{threshold:.4g}, as nothing right was found"
+    place = found["thresholds"].index(threshold)
+    figures = f"{_figure(found['precision'][place])} and {_figure(found['recall'][place])}"
+    return f"{threshold:.4g}, where precision and recall balance ({figures})"
 
 
 def certificate_lines(record: Record) -> list[str]:

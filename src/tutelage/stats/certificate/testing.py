@@ -52,6 +52,7 @@ class ClassCertificate:
     recall_high: Floats  # (T,)
     chosen: float | None  # the lowest threshold shown to meet the wanted precision
     best: tuple[float, float] | None  # the threshold of the highest lower bound of the precision, and that bound
+    balanced: float | None  # the threshold of the highest F1, by the point estimates; None where nothing is right
     more_images: int | None  # about how many more labeled images of the class would show it; None: no number would
 
     def as_dict(self) -> dict[str, Any]:
@@ -85,6 +86,7 @@ def certify_class(
         *recalls,
         chosen=None if chosen is None else float(sums.thresholds[chosen]),
         best=_best(sums.thresholds, intervals[1]),
+        balanced=_balanced(sums),
         more_images=0 if chosen is not None else _more_images(found, precision, tail, images_of_class),
     )
 
@@ -111,6 +113,14 @@ def _best(thresholds: Floats, low: Floats) -> tuple[float, float] | None:
         return None
     best = int(np.nanargmax(low))
     return float(thresholds[best]), float(low[best])
+
+
+def _balanced(sums: Sums) -> float | None:
+    """Where precision and recall balance: a threshold that cannot silence a class of which anything right is found."""
+    hits, claims = sums.hits.sum(axis=1), sums.claims.sum(axis=1)
+    if not hits.any():
+        return None
+    return float(sums.thresholds[np.argmax(hits / (claims + sums.truths.sum()))])  # half of F1
 
 
 def _more_images(found: Evidence, precision: float, tail: float, images_of_class: int) -> int | None:

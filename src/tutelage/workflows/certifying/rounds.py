@@ -129,7 +129,7 @@ def certificate_record(config: RunConfig, graph: Graph, suffix: str) -> dict[str
         return None
     record = stage.record
     names = ("certified", "about", "precision", "confidence", "iou", "thresholds")
-    parts = ("chosen", "best", "more_images")
+    parts = ("chosen", "best", "balanced", "more_images")
     return {
         "stage": stage.name,
         **{name: record[name] for name in names},
@@ -148,5 +148,6 @@ def _used(config: RunConfig, record: dict[str, Any], *, own: bool) -> str:
             f"This run went by pseudo.score_threshold={config.pseudo.score_threshold}, not by these thresholds.{whose}"
         )
     open_ = [name for name, one in record["classes"].items() if one["chosen"] is None]
-    rest = f" For {', '.join(open_)} the precision is not shown: these thresholds are merely the best." if open_ else ""
+    word = "certified" if record["certified"] else "shown"
+    rest = f" Those of {', '.join(open_)} are not {word}: they balance precision and recall." if open_ else ""
     return f"This run went by these thresholds.{rest}{whose}"

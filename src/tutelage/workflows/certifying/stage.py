@@ -27,6 +27,9 @@ from tutelage.types import Prediction
 from tutelage.workflows.assembly import load_trained
 from tutelage.workflows.stages import Place, Stage, console, run_stage
 
+UNKNOWN = 0.5
+"""Threshold of a class of which nothing right was claimed, as `pseudo.score_threshold` has it where nobody chose."""
+
 
 @dataclass(frozen=True)
 class Labeler:
@@ -132,8 +135,9 @@ def certificate(
 ) -> dict[str, Any]:
     """Of every class the curve, the threshold that is taken, and what was counted; plain values.
 
-    A class that cannot be shown to reach the precision takes the threshold of its best lower bound, and one of which
-    nothing right was claimed the highest.
+    A class that cannot be shown to reach the precision takes the threshold that balances precision and recall: that of
+    its best lower bound may keep next to nothing, and what is not kept would be trained on as background. One of which
+    nothing right was claimed takes `UNKNOWN`.
     """
     numbers = np.unique(groups, return_inverse=True)[1]
     classes = {}
@@ -152,6 +156,7 @@ def certificate(
 
 
 def _threshold(found: dict[str, Any]) -> float:
-    if found["chosen"] is not None:
-        return float(found["chosen"])
-    return float(found["best"][0] if any(found["hits"]) else found["thresholds"][-1])
+    for name in ("chosen", "balanced"):
+        if found[name] is not None:
+            return float(found[name])
+    return float(min(found["thresholds"], key=lambda threshold: abs(threshold - UNKNOWN)))
