@@ -269,12 +269,18 @@ def test_only_what_was_annotated_in_label_studio_was_reviewed(tmp_path: Path) ->
 
 
 def test_a_turned_rectangle_becomes_the_upright_one_around_it(tmp_path: Path) -> None:
-    path = export_labels(tmp_path, "label-studio", shown_boxes(box("cat", [40, 20, 60, 30])))
+    shown = shown_boxes(box("cat", [40, 20, 60, 30]))
+    path = export_labels(tmp_path, "label-studio", shown)
     tasks = json.loads(annotated(path).read_text())
     tasks[0]["annotations"][0]["result"][0]["value"]["rotation"] = 90  # around the upper left corner
     path.write_text(json.dumps(tasks))
     (image,) = import_labels(path, tmp_path).images
     assert image.labels[0].xyxy == pytest.approx((30, 20, 40, 40))
+    path = export_labels(tmp_path, "cvat", shown)
+    path.write_text(path.read_text().replace("<box ", '<box rotation="90.00" '))  # around the middle
+    (image,) = import_labels(path, tmp_path).images
+    assert image.labels[0].xyxy == pytest.approx((45, 15, 55, 35))
+    assert [label.verdict for label in image.labels] == ["human", "reject"]
 
 
 def test_polygons_of_coco_become_regions_as_pycocotools_draws_them(tmp_path: Path) -> None:

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tutelage.data.pseudo.verdicts import JudgedImage, Label, Region
+from tutelage.data.pseudo.verdicts import Corners, JudgedImage, Label, Region
 from tutelage.data.readers.voc import parse_xml
 from tutelage.files import write_text
-from tutelage.reviews.exchange.handing import ID, IGNORED, Drawn, Returned, Sheet, about, corners, region
+from tutelage.reviews.exchange.handing import ID, IGNORED, Drawn, Returned, Sheet, about, corners, region, upright
 from tutelage.types import InputError
 
 TOOL = "CVAT"
@@ -107,12 +107,18 @@ def _drawn(entry: ET.Element, image: JudgedImage, path: Path) -> Iterator[Drawn]
         ignored = told.get(IGNORED, "").lower() == "true"
         name, where = shape.get("label", ""), f"{path}: {image.path}: a {shape.tag} of {shape.get('label')}"
         if shape.tag == "box":
-            x1, y1, x2, y2 = (_number(shape, side, where) for side in SIDES)
-            yield Drawn(name, (x1, y1, x2, y2), told.get(ID, ""), ignored)
+            yield Drawn(name, _box(shape, where), told.get(ID, ""), ignored)
         elif shape.tag == "mask":
             yield Drawn(name, Region.of(_mask(shape, image.size, where)), told.get(ID, ""), ignored)
         elif shape.tag != "tag":
             raise InputError(f"{where}: boxes and masks are taken. Draw it as one of them.")
+
+
+def _box(shape: ET.Element, where: str) -> Corners:
+    """Pixels of a box; of one that is turned around its middle, the upright box around it."""
+    x1, y1, x2, y2 = (_number(shape, side, where) for side in SIDES)
+    degrees = _number(shape, "rotation", where) if "rotation" in shape.attrib else 0.0
+    return upright((x1, y1, x2, y2), degrees, ((x1 + x2) / 2, (y1 + y2) / 2))
 
 
 def _mask(shape: ET.Element, size: tuple[int, int], where: str) -> NDArray[np.bool_]:

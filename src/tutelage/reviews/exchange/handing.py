@@ -8,6 +8,7 @@ Legend: h, w pixels of the image.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -88,6 +89,17 @@ def corners(label: Label) -> Corners:
     """The box of a label of boxes."""
     assert label.xyxy is not None, "a label of boxes"
     return label.xyxy
+
+
+def upright(box: Corners, degrees: float, around: tuple[float, float]) -> Corners:
+    """The upright box around one that is turned clockwise around a point."""
+    if not degrees:
+        return box
+    (left, top, right, bottom), (x, y), angle = box, around, math.radians(degrees)
+    corners = [(side - x, end - y) for side in (left, right) for end in (top, bottom)]
+    xs = [x + across * math.cos(angle) - down * math.sin(angle) for across, down in corners]
+    ys = [y + across * math.sin(angle) + down * math.cos(angle) for across, down in corners]
+    return min(xs), min(ys), max(xs), max(ys)
 
 
 def region(label: Label) -> Region:

@@ -6,7 +6,6 @@ Images are files of its local storage: `/data/local-files/?d=` and the path belo
 
 from __future__ import annotations
 
-import math
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +16,17 @@ from pydantic import BaseModel, Field
 from tutelage.data.pseudo.verdicts import Corners, JudgedImage, Label, Region
 from tutelage.files import read_json, write_json, write_text
 from tutelage.reviews.exchange.brush import decode_brush, encode_brush
-from tutelage.reviews.exchange.handing import IGNORED, Drawn, Returned, Sheet, about, corners, region, validated
+from tutelage.reviews.exchange.handing import (
+    IGNORED,
+    Drawn,
+    Returned,
+    Sheet,
+    about,
+    corners,
+    region,
+    upright,
+    validated,
+)
 from tutelage.types import Annotation, InputError
 
 TOOL = "Label Studio"
@@ -158,9 +167,6 @@ def _region(value: _Value, image: JudgedImage, source: str) -> Region:
 def _corners(value: _Value, size: tuple[int, int]) -> Corners:
     """Pixels of a box; of a turned one the upright box around it."""
     height, width = size
-    x, y, wide, high = value.x * width, value.y * height, value.width * width, value.height * height
-    angle = math.radians(value.rotation)
-    edges = [(0.0, 0.0), (wide, 0.0), (wide, high), (0.0, high)]
-    xs = [x + right * math.cos(angle) - down * math.sin(angle) for right, down in edges]
-    ys = [y + right * math.sin(angle) + down * math.cos(angle) for right, down in edges]
-    return min(xs) / 100, min(ys) / 100, max(xs) / 100, max(ys) / 100
+    left, top = value.x * width / 100, value.y * height / 100
+    right, bottom = (value.x + value.width) * width / 100, (value.y + value.height) * height / 100
+    return upright((left, top, right, bottom), value.rotation, (left, top))
