@@ -23,6 +23,7 @@ from tutelage.data.pseudo import open_store
 from tutelage.data.readers import open_index
 from tutelage.engine.labelwatch import LabelWatch
 from tutelage.engine.runtime import launch
+from tutelage.engine.trial import Trial
 from tutelage.engine.watch import Alarm, TrainingWatch
 from tutelage.stats.amounts import Amounts, class_distance, empty_excess, mean_ratio, rarer_than
 from tutelage.tasks.table import build_task
@@ -253,6 +254,15 @@ def test_amounts_far_from_the_labeled_ones_are_said_with_their_numbers(rate: flo
     if cause:
         assert f"{pool.mean:.3g} boxes an image reach pseudo.score_threshold=0.5 in 100 pool images" in found[cause]
         assert f"people labeled {labeled.mean:.3g} boxes an image" in found[cause]
+
+
+@pytest.mark.parametrize("rate", [0.1, 40.0])
+def test_a_trial_on_images_without_labels_blames_nobody(rate: float) -> None:
+    rng = np.random.default_rng(2)
+    labeled, pool = (Amounts.of(rng.poisson([mean, mean], (100, 2)).astype(float)) for mean in (2.0, rate / 2))
+    trial = Trial("", 4, np.zeros((2, 3)), np.ones((2, 65)))
+    watch = LabelWatch(("a", "b"), "boxes", PseudoConfig(empty="drop"), labeled, trial, kept=pool, seen=100)
+    assert watch.alarms() == replace(watch, trial=None).alarms() != []
 
 
 def test_few_images_raise_no_alarm() -> None:

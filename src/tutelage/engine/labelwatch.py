@@ -103,6 +103,11 @@ class LabelWatch:
     def _limits(self) -> NDArray[np.float32]:
         return score_limits(self.pseudo, self.class_names)
 
+    @property
+    def _tried(self) -> Trial | None:
+        """The teacher's trial, if people labeled anything in its images."""
+        return self.trial if self.trial is not None and self.trial.human.any() else None
+
     def _skipped(self) -> Iterator[Alarm]:
         if self.skipped > SKIPPED * self.seen:
             yield Alarm(
@@ -120,7 +125,7 @@ class LabelWatch:
         if ratio.high < FEW:
             yield Alarm("few", f"{seen}. {self._fault()}", lost=ratio.high < NEARLY_NOTHING)
         elif ratio.low > MANY:
-            fitting = "" if self.trial is None else f" ({_fitting(self.trial)} keeps about as much as people label)"
+            fitting = "" if self._tried is None else f" ({_fitting(self._tried)} keeps about as much as people label)"
             yield Alarm("many", f"{seen}: most of it cannot be right. Raise pseudo.score_threshold{fitting}.")
 
     def _empty(self, prior: Amounts, kept: Amounts) -> Iterator[Alarm]:
@@ -155,7 +160,7 @@ class LabelWatch:
     def _order(self, prior: Amounts, kept: Amounts) -> str:
         """What to say where another order of the classes would make the histograms alike, and no trial knows better."""
         distance = class_distance(prior, kept, in_order=False).value
-        if self.trial is not None or distance > ALIKE * class_distance(prior, kept).value:
+        if self._tried is not None or distance > ALIKE * class_distance(prior, kept).value:
             return ""
         return (
             f"In another order the shares would fit (distance {distance:.2f}): the class names may be permuted; "
@@ -164,7 +169,7 @@ class LabelWatch:
 
     def _fault(self, rows: NDArray[np.int64] | None = None) -> str:
         """Whether teacher, threshold or pool is to blame (for some classes), by the teacher's trial; what to do."""
-        trial = self.trial
+        trial = self._tried
         if trial is None:
             return (
                 "Either the threshold does not fit this teacher (lower pseudo.score_threshold), the teacher is weak "
