@@ -54,9 +54,9 @@ class Region(_Entry):
     def _covers_the_picture(self) -> Self:
         if self.size[0] * self.size[1] > MAX_PIXELS:
             raise ValueError(f"a picture of {self.size[0]} x {self.size[1]} pixels; at most {MAX_PIXELS} are allowed")
-        counts = decode_counts(self.counts)
-        if (counts < 0).any() or counts.sum() != self.size[0] * self.size[1]:
-            raise ValueError(f"the runs add up to {counts.sum()} pixels, not to {self.size[0]} x {self.size[1]}")
+        counts, pixels = decode_counts(self.counts), self.size[0] * self.size[1]
+        if ((counts < 0) | (counts > pixels)).any() or counts.sum() != pixels:
+            raise ValueError(f"the runs do not add up to {self.size[0]} x {self.size[1]} pixels")
         return self
 
     @classmethod
