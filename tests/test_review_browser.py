@@ -311,7 +311,13 @@ def test_the_served_page_saves_by_itself(
         browser.open(started[0].url)
         assert list(browser.verdicts().values()).count("accept") == 1
 
-        def refuse(verdicts: Verdicts) -> None:
+        imported = read_verdicts(tmp_path / "verdicts.json").model_copy(update={"images": ()})
+        write_verdicts(tmp_path / "verdicts.json", imported)  # by another page, or review --import
+        browser.press("i")
+        until(lambda: "was changed elsewhere" in browser.text("#status"))
+        assert read_verdicts(tmp_path / "verdicts.json") == imported
+
+        def refuse(verdicts: Verdicts, seen: str) -> str:
             raise InputError("the disk is full")
 
         started[0].save = refuse

@@ -13,13 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from pycocotools import mask as coco_mask
 from scipy import ndimage
 
 from tests.run_folder import CLASS_NAMES, write_run_folder
 from tutelage.config import PseudoConfig
 from tutelage.data.pseudo import PseudoStore, StoredMask, open_store
-from tutelage.data.pseudo.verdicts import JudgedImage, Label, Verdicts, write_verdicts
+from tutelage.data.pseudo.verdicts import JudgedImage, Label, Verdicts, read_verdicts, write_verdicts
 from tutelage.data.thumbnails import Album
 from tutelage.reviews.informativeness import boxes_between, boxes_within, rarity_of
 from tutelage.reviews.page import gather, ranked, render
@@ -307,6 +308,30 @@ def test_the_page_begins_with_the_verdicts_that_are_there(runs: dict[str, Path],
     assert data["verdicts"] == verdicts.plain() and data["verdicts_time"] > 1e12
     assert len(data["images"]) == 5 and path not in [one["path"] for one in data["images"]], "it is done"
     assert not (runs["boxes"] / "review").exists()
+
+
+def test_a_run_that_learned_from_verdicts_is_reviewed_with_them(runs: dict[str, Path], tmp_path: Path) -> None:
+    """What people said of one run is not lost in the review of the next."""
+    run, names = tmp_path / "run", open_reviewed(runs["boxes"]).store.manifest.class_names
+    shutil.copytree(runs["boxes"], run)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["sources"]["verdicts"] = str(tmp_path / "earlier.json")
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    label = Label(**{"class": "disk"}, verdict="human", xyxy=(1, 2, 30, 40))
+    [path, other] = ranked(open_reviewed(run).stores, open_reviewed(run).pseudo).paths[:2].tolist()
+    image = JudgedImage(path=path, size=(192, 256), reviewed=True, labels=(label,))
+    earlier = Verdicts(annotation="boxes", class_names=names, images=(image,))
+    review(run, limit=2)  # they are gone from where they were
+    write_verdicts(tmp_path / "earlier.json", earlier)
+    for _ in ("page", "again"):
+        review(run, limit=2)
+        data = json.loads(dict(Scripts((run / "review" / "review.html").read_text()).raw)["application/json"])
+        assert data["verdicts"] == earlier.plain() and path not in [one["path"] for one in data["images"]]
+    new = earlier.model_copy(update={"images": (image.model_copy(update={"path": other}),)})
+    write_verdicts(tmp_path / "new.json", new)
+    review(run, import_=tmp_path / "new.json")
+    assert [one.path for one in read_verdicts(run / "review" / "verdicts.json").images] == [path, other]
+    assert read_verdicts(tmp_path / "earlier.json") == earlier
 
 
 def test_pictures_are_reduced_and_small_ones_are_not_enlarged(runs: dict[str, Path]) -> None:

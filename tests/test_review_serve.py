@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import threading
@@ -30,12 +31,20 @@ def saved() -> list[Verdicts]:
 
 @pytest.fixture
 def server(saved: list[Verdicts]) -> Iterator[ReviewServer]:
-    with ReviewServer(lambda: "<p>the page</p>", saved.append) as one:
+    def save(verdicts: Verdicts, seen: str) -> str:
+        saved.append(verdicts)
+        return f"{seen}+"
+
+    with ReviewServer(lambda: "<p>the page</p>", save) as one:
         thread = threading.Thread(target=one.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         yield one
         one.shutdown()
         thread.join()
+
+
+def keep_nothing(verdicts: Verdicts, seen: str) -> str:
+    return seen
 
 
 def ask(server: ReviewServer, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, str]:
@@ -58,13 +67,13 @@ def test_the_page_and_its_verdicts(server: ReviewServer, saved: list[Verdicts]) 
     assert server.url == f"http://{server.host}/{server.token}/" and server.server_address[0] == "127.0.0.1"
     assert len(server.token) >= 32
     assert ask(server, "GET", f"/{server.token}/") == (200, "<p>the page</p>")
-    assert post(server, json.dumps(EMPTY)) == (200, "saved")
-    assert post(server, json.dumps(EMPTY), Origin=f"http://{server.host}") == (200, "saved")
+    assert post(server, json.dumps(EMPTY)) == (200, "+")
+    assert post(server, json.dumps(EMPTY), Origin=f"http://{server.host}", If_Match="one") == (200, "one+")
     assert saved == [Verdicts.model_validate(EMPTY)] * 2
 
 
 def test_every_server_has_a_secret_of_its_own(server: ReviewServer) -> None:
-    with ReviewServer(str, print) as other:
+    with ReviewServer(str, keep_nothing) as other:
         assert other.token != server.token and other.host != server.host
 
 
@@ -193,7 +202,7 @@ def test_a_silent_connection_holds_nobody_up(server: ReviewServer) -> None:
 
 def test_a_port_that_is_taken_is_said(server: ReviewServer) -> None:
     with pytest.raises(InputError, match="--port"):
-        ReviewServer(str, print, server.server_address[1])
+        ReviewServer(str, keep_nothing, server.server_address[1])
 
 
 def test_answers_are_kept_from_caches_frames_and_other_sites(server: ReviewServer) -> None:
@@ -208,6 +217,13 @@ def test_answers_are_kept_from_caches_frames_and_other_sites(server: ReviewServe
 
 
 # The verb
+
+
+def seen_by(page: str) -> str:
+    """What a page knows of the verdicts that are there."""
+    found = re.search('"seen":"([0-9a-f]*)"', page)
+    assert found is not None
+    return found[1]
 
 
 def test_the_verb_saves_what_fits_and_ends_with_ctrl_c(
@@ -235,9 +251,11 @@ def test_the_verb_saves_what_fits_and_ends_with_ctrl_c(
             time.sleep(0.05)
             answers.append(ask(server, "GET", f"/{server.token}/"))
             wrong = [{**image, "path": "../../x.jpg"}, {**image, "labels": [{**label, "verdict": None}]}]
+            seen = seen_by(answers[0][1])
             for images in (*([one] for one in wrong), [image]):
-                answers.append(post(server, json.dumps({**EMPTY, "images": images})))
-            answers.append(post(server, json.dumps({**EMPTY, "annotation": "masks"})))
+                answers.append(post(server, json.dumps({**EMPTY, "images": images}), If_Match=seen))
+            seen = answers[-1][1]
+            answers.append(post(server, json.dumps({**EMPTY, "annotation": "masks"}), If_Match=seen))
             answers.append(ask(server, "GET", f"/{server.token}/"))
         finally:
             os.kill(os.getpid(), signal.SIGINT)

@@ -146,7 +146,9 @@ def _colors(num: int) -> list[str]:
     return [palette[label % NUM_COLORS] for label in range(num)]
 
 
-def render(content: Content, verdicts: Verdicts | None, verdicts_time: float = 0, save_to: str = "") -> str:
+def render(
+    content: Content, verdicts: Verdicts | None, verdicts_time: float = 0, save_to: str = "", seen: str = ""
+) -> str:
     """The page.
 
     Args:
@@ -154,9 +156,10 @@ def render(content: Content, verdicts: Verdicts | None, verdicts_time: float = 0
         verdicts: that it begins with.
         verdicts_time: when these were written, seconds since 1970; a browser that keeps newer ones prefers them.
         save_to: address, relative to the page's, that takes verdicts; without one they are downloaded.
+        seen: what the page tells that address of the verdicts that it began with.
     """
     plain = verdicts.plain() if verdicts else None
-    data = {**content.data, "verdicts": plain, "verdicts_time": 1000 * verdicts_time, "save_to": save_to}
+    data = {**content.data, "verdicts": plain, "verdicts_time": 1000 * verdicts_time, "save_to": save_to, "seen": seen}
     script, style = (_joined(names) for names in (SCRIPTS, ("page.css",)))
     annotation = content.data["annotation"]
     return (

@@ -41,12 +41,13 @@ class ReviewServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, page: Callable[[], str], save: Callable[[Verdicts], None], port: int = 0) -> None:
+    def __init__(self, page: Callable[[], str], save: Callable[[Verdicts, str], str], port: int = 0) -> None:
         """Listens, but answers only once `serve_forever` runs.
 
         Args:
             page: makes the page as it is now.
-            save: keeps verdicts; `InputError` where they do not fit.
+            save: keeps verdicts, given what the page has seen of those that are there (its header If-Match, so that
+                two pages do not undo each other); returns what it has seen now. `InputError` where they do not fit.
             port: 0 takes a free one.
 
         Raises:
@@ -142,8 +143,8 @@ class _Handler(BaseHTTPRequestHandler):
         except (ValueError, RecursionError):
             raise RefusedError(HTTPStatus.BAD_REQUEST, "the verdicts are not valid JSON") from None
         with self.server.turn:
-            self.server.save(parse_verdicts(plain, "the page's verdicts"))
-        return "text/plain", "saved"
+            seen = self.server.save(parse_verdicts(plain, "the page's verdicts"), self.headers.get("If-Match", ""))
+        return "text/plain", seen
 
     def _body(self) -> bytes:
         """What was sent.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from tutelage.config import PseudoConfig
 from tutelage.data.pseudo import PseudoStore, open_store
@@ -33,6 +36,7 @@ class Reviewed:
     stores: Sequence[PseudoStore]  # of the rounds up to the one that is looked at
     pseudo: PseudoConfig  # the threshold that was used
     roots: Sequence[Path]  # that paths of images are tried against
+    trained_with: Path | None = None  # verdicts that the run was given
 
     @property
     def store(self) -> PseudoStore:
@@ -42,6 +46,19 @@ class Reviewed:
     def paths(self) -> list[str]:
         """Every image of the pool, as its listing has it."""
         return list(chain.from_iterable(images["path"].tolist() for images, _ in self.store.parts()))
+
+    def verdicts(self, folder: Path) -> Verdicts | None:
+        """What people said so far: in `folder`, or before that in the verdicts that the run was trained with.
+
+        Raises:
+            InputError: malformed, or about other images, classes or kinds of labels.
+        """
+        given = [path for path in (folder / VERDICTS, self.trained_with) if path and path.is_file()]
+        if not given:
+            return None
+        verdicts, manifest = read_verdicts(given[0]), self.store.manifest
+        require_fitting(verdicts, manifest.class_names, manifest.annotation, self.paths(), str(given[0]))
+        return verdicts
 
 
 def open_reviewed(folder: Path, round_: int = 0) -> Reviewed:
@@ -68,11 +85,13 @@ def open_reviewed(folder: Path, round_: int = 0) -> Reviewed:
         )
     last = round_ or max(stores)
     threshold = (run.record.get("pseudo") or {}).get("threshold", 0.5)
+    given = ((yaml.safe_load(run.config) or {}).get("sources") or {}).get("verdicts")
     return Reviewed(
         folder,
         [stores[number] for number in sorted(stores) if number <= last],
         PseudoConfig(score_threshold=threshold),
         image_roots(run),
+        Path(given) if given else None,
     )
 
 
@@ -123,9 +142,6 @@ def review(
 
 def _content(reviewed: Reviewed, limit: int, verdicts: Verdicts | None) -> Content:
     """What the page shows; images that people are done with come last."""
-    manifest = reviewed.store.manifest
-    if verdicts:
-        require_fitting(verdicts, manifest.class_names, manifest.annotation, reviewed.paths(), VERDICTS)
     done = [image.path for image in verdicts.images if image.reviewed] if verdicts else []
     album = Album(reviewed.roots)
     title = reviewed.folder.resolve().name
@@ -135,14 +151,10 @@ def _content(reviewed: Reviewed, limit: int, verdicts: Verdicts | None) -> Conte
     return content
 
 
-def _given(path: Path) -> tuple[Verdicts | None, float]:
-    """Verdicts of a file and when it was written, seconds since 1970; None where there is none."""
-    return (read_verdicts(path), path.stat().st_mtime) if path.is_file() else (None, 0)
-
-
 def _write(reviewed: Reviewed, folder: Path, limit: int) -> dict[str, Any]:
-    verdicts, written = _given(folder / VERDICTS)
+    verdicts, own = reviewed.verdicts(folder), folder / VERDICTS
     content = _content(reviewed, limit, verdicts)
+    written = own.stat().st_mtime if own.is_file() else 0
     page = folder / "review.html"
     write_text(page, render(content, verdicts, written))
     console.print(f"{page}: {content.shown} images; open it in a browser")
@@ -152,14 +164,23 @@ def _write(reviewed: Reviewed, folder: Path, limit: int) -> dict[str, Any]:
 def _serve(reviewed: Reviewed, folder: Path, limit: int, port: int) -> dict[str, Any]:
     target, paths, manifest = folder / VERDICTS, reviewed.paths(), reviewed.store.manifest
 
-    def save(verdicts: Verdicts) -> None:
+    def page() -> str:
+        return render(content, reviewed.verdicts(folder), save_to="verdicts", seen=_digest(target))
+
+    def save(verdicts: Verdicts, seen: str) -> str:
         source = "the page's verdicts"
+        if seen != _digest(target):
+            raise InputError(
+                f"{source}: since this page was loaded, {target.name} was changed elsewhere; it stays as it is. "
+                "Download the verdicts, reload the page and load them."
+            )
         require_said(verdicts, source)
         require_fitting(verdicts, manifest.class_names, manifest.annotation, paths, source)
         write_verdicts(target, verdicts)
+        return _digest(target)
 
-    content = _content(reviewed, limit, _given(target)[0])
-    with ReviewServer(lambda: render(content, *_given(target), save_to="verdicts"), save, port) as server:
+    content = _content(reviewed, limit, reviewed.verdicts(folder))
+    with ReviewServer(page, save, port) as server:
         print(f"{content.shown} images to review at {server.url} (Ctrl-C ends it)", flush=True)
         try:
             server.serve_forever()
@@ -168,16 +189,18 @@ def _serve(reviewed: Reviewed, folder: Path, limit: int, port: int) -> dict[str,
     return {"verdicts": str(target), "images": content.shown}
 
 
+def _digest(path: Path) -> str:
+    """Digest of a file's content; empty where there is none."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+
+
 def _export(reviewed: Reviewed, folder: Path, limit: int, format: str) -> dict[str, Any]:
     """Hands the chosen images to a tool, with what people said so far; those they are done with come last."""
     require_format(format)
-    verdicts, _ = _given(folder / VERDICTS)
-    manifest = reviewed.store.manifest
-    if verdicts:
-        require_fitting(verdicts, manifest.class_names, manifest.annotation, reviewed.paths(), VERDICTS)
+    verdicts = reviewed.verdicts(folder)
     done = [image.path for image in verdicts.images if image.reviewed] if verdicts else []
     rows = ranked(reviewed.stores, reviewed.pseudo, done).image_ids[: limit or None]
-    store = reviewed.store.with_verdicts(verdicts, str(folder / VERDICTS))
+    store = reviewed.store.with_verdicts(verdicts)
     written = export_labels(folder / EXPORTS, format, hand_out(store, rows, reviewed.pseudo))
     console.print(f"{written}: {len(rows)} images; take the result in with review --import FILE")
     return {"export": str(written), "images": len(rows)}
@@ -188,7 +211,7 @@ def _import(reviewed: Reviewed, folder: Path, file: Path) -> dict[str, Any]:
     target, manifest = folder / VERDICTS, reviewed.store.manifest
     new = import_labels(file, folder / EXPORTS)
     require_fitting(new, manifest.class_names, manifest.annotation, reviewed.paths(), str(file))
-    old, _ = _given(target)
+    old = reviewed.verdicts(folder)
     verdicts = merge(old, new) if old else new
     counts = reviewed.store.with_verdicts(verdicts, str(file)).people.counts()
     write_verdicts(target, verdicts)

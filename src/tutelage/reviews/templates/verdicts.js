@@ -146,9 +146,11 @@ async function post() {
   saving.busy = true;
   status("saving ...");
   try {
-    const headers = { "Content-Type": "application/json" };
+    const headers = { "Content-Type": "application/json", "If-Match": data.seen };
     const answer = await fetch(data.save_to, { method: "POST", headers, body: JSON.stringify(allVerdicts()) });
-    status(answer.ok ? "saved" : `not saved: ${await answer.text()}`);
+    const text = await answer.text();
+    if (answer.ok) data.seen = text;
+    status(answer.ok ? "saved" : `not saved: ${text}`);
   } catch {
     status("not saved: the server does not answer; download the verdicts");
   }
