@@ -136,7 +136,7 @@ def assert_same_detections(found: dict[str, NDArray[Any]], row: int, expected: D
 SLOW = pytest.mark.slow
 
 
-@pytest.mark.parametrize("pyramid", [pytest.param("fpn", marks=SLOW), "nas-fpn"])
+@pytest.mark.parametrize("pyramid", ["fpn", pytest.param("nas-fpn", marks=SLOW)])
 def test_a_detector_with_suppression_inside(
     pyramid: str, real_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,7 +200,8 @@ def check_benchmark(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert 0 < row["median_ms"] <= row["p95_ms"] and row["images_per_second"] > 0
 
 
-@pytest.mark.parametrize("pyramid", ["fpn", pytest.param("nas-fpn", marks=SLOW)])
+@pytest.mark.slow
+@pytest.mark.parametrize("pyramid", ["fpn", "nas-fpn"])
 def test_a_detector_with_suppression_outside(pyramid: str, real_data: Path, tmp_path: Path) -> None:
     images, valid = batch_of(real_data, "detection")
     out, network = exported(tmp_path, "detection", pyramid, images, nms="outside")
@@ -236,7 +237,8 @@ def test_a_segmenter_that_gives_classes(pyramid: str, real_data: Path, tmp_path:
         assert (found["classes"][row, :height, :width] == classes.numpy())[sure].all()
 
 
-@pytest.mark.parametrize("pyramid", [pytest.param("fpn", marks=SLOW), pytest.param("nas-fpn", marks=SLOW)])
+@pytest.mark.slow
+@pytest.mark.parametrize("pyramid", ["fpn", "nas-fpn"])
 def test_a_segmenter_that_gives_logits(pyramid: str, real_data: Path, tmp_path: Path) -> None:
     images, valid = batch_of(real_data, "segmentation")
     out, network = exported(tmp_path, "segmentation", pyramid, images, masks="logits")

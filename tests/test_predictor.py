@@ -1,5 +1,6 @@
 """`tutelage.load_model(path).predict(images)`: what it takes, what it finds beside the verb, how that is handed on."""
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -164,3 +165,16 @@ def test_what_is_no_picture_is_refused(detector: Predictor, picture: Any, messag
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no model"):
         tutelage.load_model(tmp_path)
+
+
+def test_the_python_of_the_docs_runs(
+    finished: Path, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "my").mkdir()
+    (tmp_path / "my" / "photos").symlink_to(scenes / "pool" / "images")
+    (tmp_path / "run").symlink_to(finished)
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[1] / "docs" / "deployment.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(compile(block, "deployment.md", "exec"), {})
+    assert "Boxes(" in capsys.readouterr().out
