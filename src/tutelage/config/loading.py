@@ -93,7 +93,7 @@ def _read_recipe(recipe: str | Path) -> dict[str, Any]:
         )
     try:
         raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # also dates that there are not, and endless depth
         raise InputError(f"recipe {recipe}: not valid YAML: {' '.join(str(error).split())}. Mend the file.") from None
     if not isinstance(raw, dict):
         raise InputError(f"recipe {recipe}: holds {type(raw).__name__}; it must be a mapping of config parts.")
@@ -113,7 +113,7 @@ def _split_override(override: str) -> tuple[str, Any]:
         raise InputError(f"option {override!r}: must have the form key=value, for example train.lr=0.1.")
     try:
         return key, yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         raise InputError(f"option {override!r}: the value is not valid YAML. Quote it.") from None
 
 

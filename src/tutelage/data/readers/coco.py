@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tutelage.data.readers.source import Columns, Source, refuse, split_named
+from tutelage.data.readers.source import Columns, Source, refuse, shortened, split_named
 from tutelage.data.rle import box_of, decode_counts, spans_of
 from tutelage.types import IGNORE_REGION, InputError
 
@@ -64,7 +64,20 @@ def parse_coco(source: Source) -> dict[str, Any]:
     raw = parse_json(source.path)
     if foreign := foreign_json(raw):
         raise refuse(source.path, foreign)
+    for key in ("images", "annotations", "categories"):
+        _require_entries(raw.get(key, []), f"{source.path}: {key}")
     return dict(raw)
+
+
+def _require_entries(entries: Any, place: str) -> None:
+    """Refuses what is no list of objects."""
+    if not isinstance(entries, list):
+        raise InputError(f"{place} is {shortened(entries)}; a list is needed. Mend the file, or export it again.")
+    bad = next((number for number, entry in enumerate(entries) if not isinstance(entry, dict)), None)
+    if bad is not None:
+        raise InputError(
+            f"{place}[{bad}] is {shortened(entries[bad])}; an object with keys is needed. Mend it, or remove it."
+        )
 
 
 def image_columns(images: Sequence[dict[str, Any]], source: Source) -> Columns:
@@ -82,7 +95,9 @@ def parse_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_bytes())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}). Give the file itself, or its rights.") from None
+    except (ValueError, RecursionError) as error:  # no text, no JSON, endless digits or depth
         raise InputError(f"{path}: not valid JSON ({error}). Restore the file, or export it again.") from None
 
 
@@ -154,6 +169,8 @@ def _file_names(images: Sequence[dict[str, Any]], source: Source) -> list[str]:
     except (KeyError, TypeError):
         bad = next(number for number, image in enumerate(images) if "file_name" not in image)
         raise InputError(f"{source.path}: images[{bad}] has no file_name; every image needs one. Add it.") from None
+    if bad_names := [name for name in names if not isinstance(name, str) or not name or "\0" in name]:
+        raise InputError(f"{source.path}: file_name is {shortened(bad_names[0])}; a path is needed. Mend the file.")
     if any("\\" in name for name in names):
         names = [name.replace("\\", "/") for name in names]
     return names

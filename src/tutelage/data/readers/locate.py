@@ -140,7 +140,7 @@ def _first_element(head: str) -> object:
     """The first element of a JSON list, or nothing if it is longer than the head."""
     try:
         return json.JSONDecoder().raw_decode(head[1:].lstrip())[0]
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return None
 
 
@@ -300,7 +300,7 @@ def _foreign_json_file(path: Path) -> str:
         return foreign_json([_first_element(head)])
     try:
         return foreign_json(json.loads(head))
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return ""
 
 

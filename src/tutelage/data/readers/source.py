@@ -145,6 +145,12 @@ def images_by_stem(folder: Path) -> dict[str, str]:
     return {os.path.splitext(name)[0]: name for name in image_names(folder)}
 
 
+def shortened(value: object) -> str:
+    """A value in at most 80 letters, for messages."""
+    shown = repr(value)
+    return shown if len(shown) <= 80 else f"{shown[:77]}..."
+
+
 def first_five(names: Iterable[str]) -> str:
     """The first five names and how many more."""
     listed = list(names)
