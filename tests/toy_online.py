@@ -1,6 +1,8 @@
 """A teacher whose predictions are known, and toy batches in two views, for tests of the online mode."""
 
+import shutil
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -56,3 +58,14 @@ def two_views(batch: Batch) -> Batch:
 def online_student(network: nn.Module, task: PlantedTask, pseudo: PseudoConfig = ALL, **options: Any) -> OnlineStudent:
     online = {"burn_in": options.pop("burn_in", 0)}
     return OnlineStudent(task, network, StudentConfig(online=online, **options), pseudo)  # type: ignore[arg-type]
+
+
+def spoiled_pool(scenes: Path, folder: Path) -> Path:
+    """Half of a pool, with a broken image and a copy of a test image that was saved anew."""
+    shutil.copytree(scenes / "pool" / "images", folder)
+    names = sorted(folder.iterdir())
+    for path in names[10:]:
+        path.unlink()
+    names[3].write_bytes(b"\x89PNG, but not for long")
+    shutil.copy(sorted((scenes / "test" / "images").iterdir())[5], names[7])
+    return folder

@@ -23,6 +23,8 @@ from tutelage.tasks.task import Targets, Task
 from tutelage.types import Batch
 
 ONE_PASS = LabelConfig()  # one look, pixels at the size of the network
+STEPS_KNOWN = 20  # after which, where the burn-in is no longer, it is known what the teacher finds at first
+MEMORY = 0.9  # decay of the average of what it finds: about the last ten steps
 
 
 class Labeled(NamedTuple):
@@ -49,6 +51,7 @@ class OnlineStudent(Student):
     task: Task
     steps: Tensor  # () finished ones
     drawn: Tensor  # (3,) images of the second stream so far; unreadable ones and copies of held-out ones passed over
+    found: Tensor  # (2,) average positives of the second stream: when the burn-in ended, and now
 
     def __init__(self, task: Task, model: nn.Module, config: StudentConfig, pseudo: PseudoConfig) -> None:
         super().__init__(task, model, config)
@@ -58,6 +61,7 @@ class OnlineStudent(Student):
         self.limits = score_limits(pseudo, task.class_names)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.register_buffer("drawn", torch.zeros(3, dtype=torch.int64))
+        self.register_buffer("found", torch.zeros(2, dtype=next(model.parameters()).dtype))
 
     @torch.no_grad()
     def prepare(self, batches: Mapping[str, Batch], ema: nn.Module | None = None) -> dict[str, Any]:
@@ -100,26 +104,32 @@ class OnlineStudent(Student):
     def update(self, sums: Sums, counts: Tensor) -> None:
         """Moves the averages, and counts steps and images."""
         super().update(sums, counts)
+        keep = (1 - 1 / (self.steps + 1)).clamp(max=MEMORY)  # a plain mean at first
+        now = keep * self.found[1] + (1 - keep) * counts[1]
+        self.found.copy_(torch.stack([torch.where(self._starting(), now, self.found[0]), now]))
         self.steps += 1
         self.drawn += counts[2:].to(self.drawn)
 
     def report(self, sums: Sums, counts: Tensor) -> dict[str, Tensor]:
-        """As `Student`, and the second stream's positives of the step."""
-        return {**super().report(sums, counts[:2]), "second_positives": counts[1]}
+        """As `Student`, and the second stream's positives of the step.
 
-    def warning(self, figures: Mapping[str, float]) -> str | None:
-        """A teacher of which nothing is taken."""
-        if not self.uses_teacher or figures["second_positives"] > 0:
-            return None
-        return (
-            "nothing that the teacher sees in the pool reaches pseudo.score_threshold: the pool teaches the student "
-            "background at most. Lower the threshold, or train a better teacher first."
-        )
+        With a teacher also what is `left` of them: their average in the last steps over that at the end of the burn-in.
+        """
+        figures = {**super().report(sums, counts[:2]), "second_positives": counts[1]}
+        if not self.uses_teacher:
+            return figures
+        at_first, now = self.found.unbind()
+        left = torch.where(self._starting(), 1.0, now / at_first.clamp(min=1))
+        return {**figures, "second_left": left}
 
     def record(self) -> dict[str, Any]:
         """How many images the second stream drew, and in whose places others were taken."""
         images, unreadable, copies = self.drawn.tolist()
         return {"second_stream": {"images": images, "skipped": unreadable, "leaks": copies}}
+
+    def _starting(self) -> Tensor:
+        """Whether it is not yet known what the teacher finds at first, ()."""
+        return self.steps < max(self.burn_in, STEPS_KNOWN)
 
 
 def teacher_decay(largest: float, step: int) -> float:

@@ -25,6 +25,7 @@ RATIO = (0.05, 10.0)  # of the losses' averages, human over pseudo-labels; healt
 STEEP = 10.0  # times the median of the lines before that a gradient's norm is out of hand
 LINES_KNOWN = 5  # lines of the log that make a median, or a habit
 LINES_KEPT = 50
+FADING, GONE = 1 / 2, 1 / 50  # of what a teacher that learns on found in the pool at first
 CLIPPED = 2.0  # times train.clip_norm: on average half of each step is cut away
 
 
@@ -77,6 +78,7 @@ class TrainingWatch:
     def look(self, figures: Mapping[str, float], config: TrainConfig) -> list[Alarm]:
         """What is wrong by a line of the log."""
         found = [*self._divergence(figures), *self._balance(figures), *self._gradient(figures, config)]
+        found += self._collapse(figures.get("second_left", 1.0))
         self.alarms = {**{alarm.cause: alarm for alarm in found}, **self.alarms}
         self.norms = [*self.norms, figures["gradient_norm"]][-LINES_KEPT:]
         return found
@@ -120,6 +122,25 @@ class TrainingWatch:
                 f"pseudo-labels cost {1 / ratio:.3g} times the loss of the human labels: they do not fit together. "
                 "Raise pseudo.score_threshold, train the teacher longer, or see whether the pool shows what the "
                 "labeled images show.",
+            )
+
+    def _collapse(self, left: float) -> Iterator[Alarm]:
+        remedy = (
+            "Leave what it is unsure of out of the loss (pseudo.unsure=ignore pseudo.empty=drop), lower "
+            "pseudo.score_threshold, or start from a better teacher."
+        )
+        if left < GONE:
+            yield Alarm(
+                "collapse",
+                "nothing that the teacher sees in the pool reaches pseudo.score_threshold any more: the pool teaches "
+                f"the student background at most. {remedy}",
+                lost=True,
+            )
+        elif left < FADING:
+            yield Alarm(
+                "fading",
+                f"the teacher takes {left:.0%} as much from the pool as when the burn-in ended: where what it misses "
+                f"is background, the student unlearns it, and the teacher misses more. {remedy}",
             )
 
     def _gradient(self, figures: Mapping[str, float], config: TrainConfig) -> Iterator[Alarm]:
