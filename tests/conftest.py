@@ -1,6 +1,7 @@
 """Shared fixtures: an isolated cache and the place of the real data sets."""
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ from tutelage.data.demo import draw_scenes
 
 @pytest.fixture(autouse=True)
 def isolated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test has a cache folder of its own and one compute thread."""
+    """Every test has a cache folder of its own, one compute thread and a Ctrl-C that comes."""
     monkeypatch.setenv("TUTELAGE_CACHE", str(tmp_path_factory.mktemp("cache")))
     torch.set_num_threads(1)
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a background job, where Ctrl-C would never come
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
