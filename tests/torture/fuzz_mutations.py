@@ -276,7 +276,7 @@ def zip_members(content: bytes, donors: Sequence[bytes], rng: Generator) -> byte
         lambda held: b"",
         lambda held: flip(held, donors, rng),
         lambda held: truncate(held, donors, rng),
-        lambda held: bytes(1 << 30),
+        lambda held: bytes(1 << 27),
         lambda held: pickle.dumps(Attack()),
     ][rng.choice(5, p=[0.1, 0.4, 0.25, 0.02, 0.23])]
     with zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED) as archive:

@@ -148,8 +148,10 @@ def open_mask(path: Path) -> ImageFile:
         image = Image.open(path, formats=FORMATS)
     except (UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: is no mask: {error}. It must be one of {', '.join(FORMATS[:-1])}.") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error}). Restore the file.") from None
+    except BROKEN as error:
+        raise InputError(
+            f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}). Restore the file."
+        ) from None
     if image.format == "JPEG":
         image.close()
         raise InputError(

@@ -8,10 +8,12 @@ step.
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
+from pydantic import NonNegativeInt, TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -40,6 +42,23 @@ class State:
     watch: TrainingWatch = field(default_factory=TrainingWatch)
 
 
+@dataclass(frozen=True)
+class Record:
+    """What `checkpoint.json` holds."""
+
+    hash: str  # of the run
+    step: NonNegativeInt
+    seconds: float
+    tensors: str  # file beside it
+    unread: dict[str, float]
+    unread_steps: NonNegativeInt
+    watch: dict[str, Any]
+
+
+RECORDS = TypeAdapter(Record)
+DAMAGED = (OSError, SafetensorError, ValueError, LookupError, TypeError)  # pydantic's are ValueErrors
+
+
 def save_checkpoint(folder: Path, run_hash: str, state: State) -> None:
     """Writes `folder/checkpoint`; the one before stays valid until this one is complete.
 
@@ -50,9 +69,9 @@ def save_checkpoint(folder: Path, run_hash: str, state: State) -> None:
     place.mkdir(parents=True, exist_ok=True)
     name = f"step-{state.step:08d}.safetensors"
     save_tensors(place / name, _tensors(state))
-    head = {"hash": run_hash, "step": state.step, "seconds": state.seconds, "tensors": name}
-    figures = {"unread": state.unread, "unread_steps": state.unread_steps}
-    write_json(place / RECORD, {**head, **figures, "watch": state.watch.as_dict()})
+    watch = state.watch.as_dict()
+    record = Record(run_hash, state.step, state.seconds, name, state.unread, state.unread_steps, watch)
+    write_json(place / RECORD, asdict(record))
     for old in place.glob("step-*.safetensors"):
         if old.name != name:
             old.unlink()
@@ -67,22 +86,25 @@ def load_checkpoint(folder: Path, run_hash: str, state: State) -> bool:
     place = folder / FOLDER
     if not (place / RECORD).is_file():
         return False
-    record = read_json(place / RECORD)
-    if record["hash"] != run_hash:
-        raise InputError(
-            f"{place}: is the checkpoint of another run ({record['hash'][:8]}); this run is {run_hash[:8]}. "
-            "Choose another --out, or start anew with --overwrite."
-        )
     try:
-        tensors = load_file(place / record["tensors"])
-        _restore(state, tensors)
-    except (FileNotFoundError, SafetensorError) as error:
-        raise InputError(f"{place}: the checkpoint is damaged ({error}). Start anew with --overwrite.") from None
+        record = RECORDS.validate_python(read_json(place / RECORD))
+        if record.hash != run_hash:
+            raise InputError(
+                f"{place}: is the checkpoint of another run ({record.hash[:8]}); this run is {run_hash[:8]}. "
+                "Choose another --out, or start anew with --overwrite."
+            )
+        state.watch = TrainingWatch.from_dict(record.watch)
+        _restore(state, load_file(place / record.tensors))
+    except InputError:
+        raise
+    except DAMAGED as error:
+        raise InputError(
+            f"{place}: the checkpoint is damaged ({_one_line(error)}). Start anew with --overwrite."
+        ) from None
     except RuntimeError as error:
         raise InputError(f"{place}: {_one_line(error)}. Start anew with --overwrite.") from None
-    state.step, state.seconds = record["step"], record["seconds"]
-    state.unread, state.unread_steps = record["unread"], record["unread_steps"]
-    state.watch = TrainingWatch.from_dict(record["watch"])
+    state.step, state.seconds = record.step, record.seconds
+    state.unread, state.unread_steps = record.unread, record.unread_steps
     return True
 
 

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import pickle
 import re
-import zipfile
+import struct
+import zlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -25,6 +28,11 @@ from tutelage.models.backbones import in_body_terms
 from tutelage.types import InputError
 
 TORCH_BEGINNINGS = (b"PK", b"\x80\x02")  # a zip archive, and what torch.save wrote before it
+DAMAGED = (
+    *(OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, AssertionError, OverflowError),
+    *(RuntimeError, MemoryError, SyntaxError, TokenError, SafetensorError, BadZipFile, zlib.error, struct.error),
+)
+"""What torch, numpy and safetensors raise on broken content: headers that lie, records that are not there."""
 NESTED_UNDER = ("state_dict", "model", "model_state_dict", "model_state", "net", "resnet")
 MAX_PREFIX_PARTS = 4
 HEADS = re.compile(r"(^|\.)(fc|head|heads|classifier|class_predictor|linear|last_linear|logits|dense)([./]|$)")
@@ -91,7 +99,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         ) from None
     except FileNotFoundError:
         raise InputError(f"{path}: does not exist. Give a folder that was written to its end.") from None
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
+    except DAMAGED as error:
         raise InputError(f"{path}: cannot be read as weights ({error}). Copy or download the file again.") from None
     return _tensors_of(content, path)
 
@@ -108,7 +116,7 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
             raise ValueError("a lone array without a name")
         with loaded as archive:
             return {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except DAMAGED as error:
         raise InputError(
             f"{path}: cannot be read as arrays ({error}); an .npz file without Python objects is allowed. "
             "Write it again with numpy.savez."

@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import torch
-from pydantic import ValidationError
+from pydantic import BaseModel, Field, FiniteFloat, PositiveInt, ValidationError
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -59,10 +59,31 @@ BUILDERS: dict[str, Callable[[ModelConfig, int], Model]] = {
     "embedder-3": partial(Embedder, layers=3),
 }
 BODY = "backbone.body."
+MAX_CLASSES = 1_000_000
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 SIMCLR = "simclr:"  # before the path of a file
 LARGEST_SCALE = 4.0  # of kernels against a random start's, either way, that SGD's usual rates are fit for
 MADE_FOR_CLASSES = "head.class_predictor."
 IMAGE_CLASSIFIER = "classifier."  # of joint training, which gives the model a new one
+
+
+class Statistics(BaseModel):
+    """Pixel statistics in a card."""
+
+    mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat]
+    std: tuple[Positive, Positive, Positive]
+    eps: Positive = 1e-5
+
+
+class Card(BaseModel):
+    """What every `model.json` holds beside what verbs add."""
+
+    num_classes: Annotated[int, Field(ge=0, le=MAX_CLASSES)]
+    class_names: tuple[str, ...] = ()
+    image_classes: tuple[str, ...] | None = None
+    model: dict[str, Any]
+    canvas: tuple[PositiveInt, PositiveInt]
+    normalization: Statistics
 
 
 def initialize(model: Model, init: str, *, backbone_name: str) -> LoadReport:
@@ -229,9 +250,7 @@ def load_model(folder: Path) -> tuple[Model, dict[str, Any]]:
     """
     card = read_card(folder)
     with torch.random.fork_rng(devices=[]):
-        model = BUILDERS[card["kind"]](_model_config(card, folder), card["num_classes"])
-        if card.get("image_classes"):
-            cast(Network, model).add_classifier(len(card["image_classes"]))
+        model = _built(card, folder)
     state = read_state(folder / WEIGHTS)
     refuse_mismatches(model.state_dict(), state, str(folder))
     try:
@@ -245,6 +264,17 @@ def load_model(folder: Path) -> tuple[Model, dict[str, Any]]:
     return model, card
 
 
+def _built(card: Mapping[str, Any], folder: Path) -> Model:
+    try:
+        model = BUILDERS[card["kind"]](_model_config(card, folder), card["num_classes"])
+        if card.get("image_classes"):
+            cast(Network, model).add_classifier(len(card["image_classes"]))
+    except (RuntimeError, MemoryError) as error:  # absurd widths
+        reason = str(error).partition("\n")[0][:200]
+        raise InputError(f"{folder / CARD}: its network cannot be built ({reason}). Restore the file.") from None
+    return model
+
+
 def read_card(folder: Path) -> dict[str, Any]:
     """What `model.json` says of a model folder.
 
@@ -253,12 +283,22 @@ def read_card(folder: Path) -> dict[str, Any]:
     """
     if not (folder / CARD).exists():
         raise InputError(f"{folder}: holds no {CARD}, which is written last. Give the folder of a finished model.")
-    card: dict[str, Any] = read_json(folder / CARD)
-    if card.get("format") != FORMAT or card.get("kind") not in BUILDERS:
+    card = read_json(folder / CARD)
+    if not isinstance(card, dict):
+        raise InputError(f"{folder / CARD}: is no card of a model. Save the model again.")
+    if card.get("format") != FORMAT or card.get("kind") not in tuple(BUILDERS):
         raise InputError(
             f"{folder / CARD}: format {card.get('format')}, kind {card.get('kind')!r}; this version reads format "
             f"{FORMAT} and the kinds {', '.join(BUILDERS)}. Use the version of Tutelage that wrote it."
         )
+    try:
+        Card.model_validate(card)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise InputError(
+            f"{folder / CARD}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}. Restore the file, or save the "
+            "model again."
+        ) from None
     return card
 
 

@@ -71,27 +71,43 @@ def read_run(folder: Path) -> Run:
             f"{folder}: no run.json; a report needs a finished run, and run.json is written last. "
             "Give the folder of a finished run, or continue this one with the command that started it."
         )
-    record = read_json(place)
+    record = _record(place)
     config = folder / "config.yaml"
     stages = {
-        name: Stage(name, folder / relative, read_json(folder / relative / "run.json"))
+        name: Stage(name, folder / relative, _record(folder / relative / "run.json"))
         for name, relative in record.get("stages", {}).items()
         if (folder / relative / "run.json").is_file()
     }
     return Run(folder, record, config.read_text() if config.is_file() else "", stages)
 
 
+def _record(place: Path) -> dict[str, Any]:
+    record = read_json(place)
+    stages = record.get("stages", {}) if isinstance(record, dict) else None
+    if not isinstance(stages, dict) or not all(isinstance(relative, str) for relative in stages.values()):
+        raise InputError(f"{place}: is no record of a run. Restore the file, or run the command again.")
+    return dict(record)
+
+
 def training_log(folder: Path) -> dict[str, NDArray[np.float64]]:
     """Columns (rows, 2) of step and value, by name, of a training's log.
 
     The last line of a step wins: a continued training writes some steps again.
+
+    Raises:
+        InputError: a line of it is damaged.
     """
     place = folder / "log.jsonl"
     columns: dict[str, dict[int, float]] = {}
-    for line in place.read_text().splitlines() if place.is_file() else ():
-        entry = json.loads(line)
+    for number, line in enumerate(place.read_bytes().splitlines() if place.is_file() else (), start=1):
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
+            entry = None
+        if not isinstance(entry, dict):
+            raise InputError(f"{place}: line {number} is no JSON object. Remove it: pages alone are made of it.")
         for key, value in entry.items():
-            if key != "step" and "step" in entry and isinstance(value, int | float):
+            if key != "step" and isinstance(entry.get("step"), int) and isinstance(value, int | float):
                 columns.setdefault(key, {})[entry["step"]] = value
     return {key: np.array(sorted(rows.items()), dtype=np.float64) for key, rows in columns.items()}
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tutelage.config import PseudoConfig
 from tutelage.data.pseudo import PseudoStore, StoredMask
 from tutelage.data.pseudo.boxes import CORNERS
-from tutelage.data.pseudo.tables import Stored, read_columns, table_path
+from tutelage.data.pseudo.tables import Stored
 from tutelage.data.pseudo.verdicts import Region
 from tutelage.types import IGNORE
 
@@ -44,7 +44,7 @@ def shown_boxes(store: PseudoStore, rows: NDArray[np.int64], pseudo: PseudoConfi
         InputError: a part is missing or damaged.
     """
     for part in np.unique(rows // store.manifest.part_size).tolist():
-        images, boxes = (read_columns(table_path(store.folder, part, table)) for table in ("images", "boxes"))
+        images, boxes = store.tables(part)
         wanted = np.isin(images["image_id"], rows) & (images["status"] == "ok")
         order = np.lexsort((-boxes["score"], boxes["image_id"]))
         owners = boxes["image_id"][order]

@@ -12,7 +12,7 @@ from tutelage.config import RunConfig
 from tutelage.data.index import Index
 from tutelage.data.pseudo import PseudoStore, open_store
 from tutelage.data.pseudo.kinds import KINDS
-from tutelage.data.pseudo.tables import read_columns, table_path
+from tutelage.data.pseudo.tables import IMAGES, read_columns, table_path
 from tutelage.engine.labelwatch import LabelWatch, labeled_amounts, watched_store
 from tutelage.engine.runtime import Runtime
 from tutelage.engine.trial import Trial, read_trial, trial_alarms
@@ -70,8 +70,9 @@ class LabelGuard:
         Raises:
             InputError: the run is lost, and the guard is to stop it.
         """
-        tables = ("images", KINDS[self._task.annotation].table)
-        images, found = (read_columns(table_path(self._stage.folder, part, table)) for table in tables)
+        kind = KINDS[self._task.annotation]
+        images = read_columns(table_path(self._stage.folder, part, "images"), IMAGES)
+        found = read_columns(table_path(self._stage.folder, part, kind.table), kind.layouts[kind.table])
         self._watch.take(images, found)
         if self._watch.seen < num_images:
             self._heed(self._watch.alarms(), f"{self._watch.seen}/{num_images} images")

@@ -13,16 +13,21 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 
 from tutelage.config import PseudoConfig
 from tutelage.data.index import Index, cache_folder, cache_key
 from tutelage.data.pseudo.kinds import KINDS, Kind
 from tutelage.data.pseudo.masks import StoredMask, stored_masks
-from tutelage.data.pseudo.tables import Columns, Limits, read_columns, table_path
+from tutelage.data.pseudo.tables import IMAGES, Columns, Limits, read_columns, table_path
 from tutelage.data.pseudo.verdicts import People, Verdicts, require_fitting
 from tutelage.data.pseudo.writing import Manifest
+from tutelage.data.readers.source import shortened
 from tutelage.files import read_json
 from tutelage.types import InputError
+
+MANIFESTS = TypeAdapter(Manifest)
+STATUSES = {"ok", "skipped", "leak"}  # of an image
 
 
 @dataclass(frozen=True)
@@ -48,11 +53,42 @@ class PseudoStore:
             InputError: a part is missing or damaged.
         """
         for part in range(self.manifest.num_parts):
-            images, found = (
-                read_columns(table_path(self.folder, part, table)) for table in ("images", self.kind.table)
-            )
+            images, found = self.tables(part)
             said = bool(self.people.of(images["image_id"]))
             yield images, self.kind.judged(self.folder, part, images, found, self.people) if said else found
+
+    def tables(self, part: int) -> tuple[Columns, Columns]:
+        """Columns of a part's images and of what the teacher found in them, whatever people said.
+
+        Raises:
+            InputError: a table is missing or damaged.
+        """
+        images, place = self.images(part), table_path(self.folder, part, self.kind.table)
+        found = read_columns(place, self.kind.layouts[self.kind.table])
+        self._require_rows(place, found, images["image_id"])
+        return images, found
+
+    def images(self, part: int) -> Columns:
+        """Columns of a part's images.
+
+        Raises:
+            InputError: it is missing or damaged.
+        """
+        place = table_path(self.folder, part, "images")
+        images = read_columns(place, IMAGES)
+        first = part * self.manifest.part_size
+        rows = np.arange(first, min(first + self.manifest.part_size, self.manifest.num_images))
+        if not np.array_equal(images["image_id"], rows) or not set(images["status"]) <= STATUSES:
+            raise _contradicts(place)
+        return images
+
+    def _require_rows(self, place: Path, found: Columns, rows: NDArray[np.int64]) -> None:
+        """Refuses labels of other images or of unknown classes, and scores that are no numbers from 0 to 1."""
+        labels, scores = found["label"], found.get("score", np.zeros(0))
+        known = np.isin(found["image_id"], rows).all() and (np.diff(found["image_id"]) >= 0).all()
+        known &= ((labels >= 0) & (labels < len(self.manifest.class_names))).all()
+        if not (known and ((scores >= 0) & (scores <= 1)).all()):
+            raise _contradicts(place)
 
     def with_verdicts(self, verdicts: Verdicts | None, source: str = "verdicts") -> PseudoStore:
         """The store with what people said laid over it, whatever is read from it afterwards.
@@ -67,7 +103,7 @@ class PseudoStore:
         """
         if verdicts is None:
             return self
-        listed = [read_columns(table_path(self.folder, part, "images")) for part in range(self.manifest.num_parts)]
+        listed = [self.images(part) for part in range(self.manifest.num_parts)]
         rows = {str(path): (part, at) for part, images in enumerate(listed) for at, path in enumerate(images["path"])}
         paths = (str(path) for images in listed for path in images["path"])
         require_fitting(verdicts, self.manifest.class_names, self.manifest.annotation, paths, source)
@@ -119,7 +155,7 @@ class PseudoStore:
         assert self.manifest.annotation == "masks", "a store of masks"
         limits, size = score_limits(pseudo, self.manifest.class_names), self.manifest.part_size
         for part in np.unique(rows // size).tolist():
-            images = read_columns(table_path(self.folder, part, "images"))
+            images = self.images(part)
             yield from stored_masks(self.folder, part, images, rows[rows // size == part], limits, self.people)
 
     def skipped(self, limit: int) -> list[tuple[str, str]]:
@@ -151,6 +187,13 @@ class PseudoStore:
         return float(scores[::-1][place])
 
 
+def _contradicts(place: Path) -> InputError:
+    return InputError(
+        f"{place}: its rows are not those that manifest.json tells of. Delete both, and run the labeling again: it "
+        "makes what is missing."
+    )
+
+
 def _summed(scores: NDArray[np.float32], amounts: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """The same with each score once, ascending."""
     values, places = np.unique(scores, return_inverse=True)
@@ -174,9 +217,15 @@ def open_store(folder: Path) -> PseudoStore:
             f"{folder / 'manifest.json'}: was written by another version of Tutelage (its keys differ). Label the pool "
             "again, or use that version."
         )
-    content = plain.pop("content")
-    lists = {name: tuple(plain[name]) for name in ("class_names", "held_out")}
-    manifest = Manifest(**{**plain, **lists})
+    content = str(plain.pop("content"))
+    try:
+        manifest = MANIFESTS.validate_python(plain)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise InputError(
+            f"{folder / 'manifest.json'}: {'.'.join(map(str, problem['loc']))} is {shortened(problem['input'])} "
+            f"({problem['msg']}). Restore the file, or label the pool again."
+        ) from None
     return PseudoStore(folder, manifest, content, People({}, manifest.class_names))
 
 

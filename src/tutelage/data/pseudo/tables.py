@@ -22,6 +22,7 @@ from tutelage.types import Annotation, InputError
 Stored = Annotation | Literal["classes"]
 """What a store holds of each image: annotations of a task, or classes of the whole image."""
 Columns = dict[str, NDArray[Any]]
+NULLABLE = ("reason", "verdict")
 Limits = NDArray[np.float32]
 """(K,) least confidence of a pseudo-label, by class."""
 
@@ -81,18 +82,21 @@ def table_path(folder: Path, part: int, table: str) -> Path:
     return folder / f"part-{part:05d}.{table}.parquet"
 
 
-def read_columns(path: Path) -> Columns:
+def read_columns(path: Path, layout: Layout) -> Columns:
     """Columns of a table.
 
     Raises:
-        InputError: it is missing or damaged.
+        InputError: it is missing, damaged, or laid out in another way.
     """
     try:
         table = pq.read_table(path)
-    except (OSError, pa.ArrowInvalid) as error:
+        lacking = [name for name in table.column_names if table.column(name).null_count and name not in NULLABLE]
+        if lacking or not table.schema.equals(layout.schema):
+            raise ValueError("other columns than this version of Tutelage writes")
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise InputError(
-            f"{path}: missing or damaged ({error}). Delete it and manifest.json, and run the labeling again: "
-            "it makes what is missing."
+            f"{path}: missing or damaged ({' '.join(str(error).split())}). Delete it and manifest.json, and run the "
+            "labeling again: it makes what is missing."
         ) from None
     return {name: table.column(name).to_numpy() for name in table.column_names}
 

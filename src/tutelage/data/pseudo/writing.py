@@ -16,6 +16,8 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+from pydantic import NonNegativeInt, PositiveInt
+
 from tutelage.data.index import Index
 from tutelage.data.pseudo.kinds import KINDS
 from tutelage.data.pseudo.tables import IMAGES, Stored, read_metadata, table_path
@@ -49,8 +51,8 @@ class Manifest:
     pool: str  # fingerprint of the pool's listing
     held_out: tuple[str, ...]  # fingerprints of the sets whose images were kept out (test, selection split)
     key: str  # hash of all that the labeling depends on
-    num_images: int
-    part_size: int
+    num_images: NonNegativeInt
+    part_size: PositiveInt
     annotation: Stored = "boxes"  # what is stored
 
     @property

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tutelage.data.readers.source import Columns, Source, refuse, shortened, split_named
+from tutelage.data.readers.source import Columns, Source, read_file, refuse, shortened, split_named
 from tutelage.data.rle import box_of, decode_counts, spans_of
 from tutelage.types import IGNORE_REGION, InputError
 
@@ -94,9 +94,9 @@ def parse_json(path: Path) -> Any:
         InputError: not valid JSON, with line and column.
     """
     try:
-        return json.loads(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}). Give the file itself, or its rights.") from None
+        return json.loads(read_file(path))
+    except InputError:
+        raise
     except (ValueError, RecursionError) as error:  # no text, no JSON, endless digits or depth
         raise InputError(f"{path}: not valid JSON ({error}). Restore the file, or export it again.") from None
 
@@ -181,7 +181,7 @@ def _sizes(images: Sequence[dict[str, Any]], source: Source) -> NDArray[np.int64
         return np.array([(image.get("height") or 0, image.get("width") or 0) for image in images], np.int64).reshape(
             -1, 2
         )
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise InputError(f"{source.path}: an image's height or width is no number ({error}). Mend the file.") from None
 
 

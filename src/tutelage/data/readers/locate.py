@@ -92,8 +92,16 @@ def _locate_mask_file(path: Path, unlabeled: bool) -> dict[str, Source]:
 def _is_panoptic(source: Source) -> bool:
     if source.format != "coco":
         return False
-    with source.path.open("rb") as file:
-        return "panoptic" in source.path.stem.lower() or b'"segments_info"' in file.read(HEAD)
+    return "panoptic" in source.path.stem.lower() or b'"segments_info"' in _head(source.path)
+
+
+def _head(path: Path) -> bytes:
+    """The first bytes of a file; none of what cannot be opened."""
+    try:
+        with path.open("rb") as file:
+            return file.read(HEAD)
+    except OSError:
+        return b""
 
 
 def _locate_file(path: Path, unlabeled: bool) -> dict[str, Source]:
@@ -129,8 +137,7 @@ def _locate_file(path: Path, unlabeled: bool) -> dict[str, Source]:
 
 
 def _json_source(path: Path) -> Source:
-    with path.open("rb") as file:
-        head = file.read(HEAD).decode("utf-8", "replace").lstrip("\ufeff \t\r\n")
+    head = _head(path).decode("utf-8", "replace").lstrip("\ufeff \t\r\n")
     if head.startswith("["):
         raise refuse(path, foreign_json([_first_element(head)]))
     return Source("coco", path, split_named(path.stem) or split_named(path.parent.name))
@@ -213,8 +220,7 @@ def _coco_in(path: Path) -> dict[str, Source]:
 
 def _is_coco(path: Path) -> bool:
     """Whether the head of a file shows a key of COCO at the top (large files are not parsed for that)."""
-    with path.open("rb") as file:
-        head = file.read(HEAD).decode("utf-8", "replace").lstrip("\ufeff \t\r\n")
+    head = _head(path).decode("utf-8", "replace").lstrip("\ufeff \t\r\n")
     return head.startswith("{") and bool(re.search(r'"(images|annotations|categories)"\s*:\s*\[', head))
 
 
@@ -294,8 +300,7 @@ def _foreign_in(path: Path) -> str:
 
 
 def _foreign_json_file(path: Path) -> str:
-    with path.open("rb") as file:
-        head = file.read(HEAD).decode("utf-8", "replace").lstrip("\ufeff \t\r\n")
+    head = _head(path).decode("utf-8", "replace").lstrip("\ufeff \t\r\n")
     if head.startswith("["):
         return foreign_json([_first_element(head)])
     try:

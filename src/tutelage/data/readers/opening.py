@@ -175,7 +175,12 @@ def _identity(source: Source, data: DataConfig) -> list[object]:
     """What the content of a source depends on: its files with sizes and times (folders of images: their names)."""
     digest = hashlib.sha256()
     for path in _inputs(source, data):
-        state = path.stat()
+        try:
+            state = path.stat()
+        except OSError as error:
+            raise InputError(
+                f"{path}: cannot be read ({error.strerror}): a link to nowhere? Restore it, or remove it."
+            ) from None
         digest.update(f"{path}\0{state.st_size}\0{state.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
     for place in _listed_trees(source):
         for below, entries in walk_files(place):

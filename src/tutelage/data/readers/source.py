@@ -117,11 +117,18 @@ def walk_files(folder: Path) -> Iterator[tuple[str, list[os.DirEntry[str]]]]:
             f"{folder}: cannot be listed ({error.strerror}). Check the path and its permissions."
         ) from None
     entries = [entry for entry in entries if not entry.name.startswith(".")]
-    yield "", [entry for entry in entries if not entry.is_dir()]
+    yield "", [entry for entry in entries if not _is_folder(entry)]
     for entry in entries:
-        if entry.is_dir():
+        if _is_folder(entry):
             for below, files in walk_files(Path(entry.path)):
                 yield os.path.join(entry.name, below) if below else entry.name, files
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def files_below(folder: Path, suffix: str) -> list[str]:
@@ -159,9 +166,27 @@ def first_five(names: Iterable[str]) -> str:
 
 
 def read_text(path: Path) -> str:
-    """A text file, UTF-8 or Latin-1."""
-    raw = path.read_bytes()
+    """A text file, UTF-8 or Latin-1.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    raw = read_file(path)
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError:
         return raw.decode("latin-1")
+
+
+def read_file(path: Path) -> bytes:
+    """The content of an annotation file.
+
+    Raises:
+        InputError: it cannot be read: a folder, a link to nowhere, or without rights.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}); a file is needed. Restore it, or remove it."
+        ) from None

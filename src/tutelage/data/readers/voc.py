@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tutelage.data.readers.source import Columns, Source, files_below, images_by_stem, read_text, refuse
+from tutelage.data.readers.source import Columns, Source, files_below, images_by_stem, read_file, read_text, refuse
 from tutelage.types import IGNORE_BOX, InputError
 
 ROOTS = {"annotation": "Pascal VOC xml", "annotations": "CVAT xml", "View": "a Label Studio labeling configuration"}
@@ -66,7 +66,7 @@ def parse_xml(path: Path) -> ET.Element:
     Raises:
         InputError: not well-formed, or with a document type.
     """
-    raw = path.read_bytes()
+    raw = read_file(path)
     if re.search(rb"<!(DOCTYPE|ENTITY)", raw.replace(b"\0", b""), re.IGNORECASE):
         raise InputError(f"{path}: found a document type or an entity; annotation files have none. Remove it.")
     try:

@@ -139,7 +139,8 @@ def class_file(folders: Iterable[Path]) -> Path | None:
     for folder in folders:
         if folder.is_file():
             return folder
-        names = {entry.name.lower(): entry for entry in folder.iterdir() if entry.is_file()}
+        entries = folder.iterdir() if folder.is_dir() else ()
+        names = {entry.name.lower(): entry for entry in entries if entry.is_file()}
         for name in CLASS_FILES:
             if found := names.get(name.lower()):
                 if read_class_file(found)[0]:
@@ -165,7 +166,7 @@ def read_class_file(path: Path) -> tuple[list[Entry], list[int | str]]:
         return _of_lines(lines), []
     except InputError:
         raise
-    except (ValueError, TypeError, yaml.YAMLError) as error:
+    except (ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"{path}: cannot be read as classes ({' '.join(str(error).split())}). Mend it.") from None
 
 
