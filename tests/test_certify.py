@@ -25,7 +25,6 @@ from tutelage.workflows.options import resolve
 from tutelage.workflows.prepare import prepare
 
 CERTIFIED = "pseudo.score_threshold=certified"
-SHORT = ("teacher.min_steps=2", "student.min_steps=2")
 LIGHT = (
     "runtime.device=cpu",
     "runtime.precision=float32",
@@ -46,34 +45,51 @@ def stages_of(run: Path) -> dict[str, dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def certified(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fit of two rounds that sets 12 of 24 labeled images aside."""
+    """A fit of three rounds that sets 12 of 24 labeled images aside."""
     out = tmp_path_factory.mktemp("certified") / "run"
-    options = ("certify.fraction=0.5", CERTIFIED, "rounds=2", *SHORT)
-    test, labeled = annotation(scenes, "val"), annotation(scenes, "test")
-    tutelage.fit(**arguments(scenes, out, labeled=labeled, test=test, overrides=(*TINY, *options)))
+    tutelage.fit(**three_rounds(scenes, out))
     return out
+
+
+def three_rounds(scenes: Path, out: Path) -> dict[str, Any]:
+    options = ("certify.fraction=0.5", CERTIFIED, "rounds=3", "teacher.min_steps=1", "student.min_steps=1")
+    data = {"labeled": annotation(scenes, "test"), "test": annotation(scenes, "labeled")}
+    return arguments(scenes, out, **data, overrides=(*TINY, *options))
 
 
 def test_what_is_set_aside_stays_out_of_every_training(certified: Path) -> None:
     record, stages = record_of(certified), stages_of(certified)
     assert record["data"]["labeled"]["images"] == record["data"]["certify"]["images"] == 12
-    for name in ("teacher", "control-1", "student-1", "control-2", "student-2"):
+    for name in ("teacher", *(f"{arm}-{round_}" for arm in ("control", "student") for round_ in (1, 2, 3))):
         assert stages[name]["num_images"]["labeled"] == 12
         assert stages[name]["key"]["labeled"] == record["data"]["labeled"]["fingerprint"]
     aside = record["data"]["certify"]["fingerprint"]
     assert aside != record["data"]["labeled"]["fingerprint"]
-    assert aside in stages["pseudo-1"]["key"]["held_out"], "copies of it in the pool are kept out too"
+    for round_ in "123":
+        assert aside in stages[f"pseudo-{round_}"]["key"]["held_out"], "copies of it in the pool are kept out too"
+
+
+def test_three_rounds_are_three_chains(certified: Path) -> None:
+    stages = stages_of(certified)
+    for arm in ("control", "student"):
+        starts = [stages[f"{arm}-{round_}"]["key"]["init"] for round_ in (1, 2, 3)]
+        assert starts == [stages[name]["hash"] for name in ("teacher", f"{arm}-1", f"{arm}-2")]
+    labelers = [stages[f"pseudo-{round_}"]["key"]["teacher"] for round_ in (1, 2, 3)]
+    assert labelers == [stages[name]["hash"] for name in ("teacher", "student-1", "student-2")]
+    stores = [stages[f"student-{round_}"]["key"]["second"]["store"] for round_ in (1, 2, 3)]
+    assert stores == [stages[f"pseudo-{round_}"]["hash"] for round_ in (1, 2, 3)]
+    assert {"evaluate-student-3", "evaluate-control-3"} <= set(stages)
 
 
 def test_every_round_certifies_its_own_labeler_and_goes_by_its_thresholds(certified: Path) -> None:
     record, stages = record_of(certified), stages_of(certified)
-    assert stages["certify-1"]["about"] == "teacher" and stages["certify-2"]["about"] == "student-1"
-    for round_ in "12":
+    assert [stages[f"certify-{round_}"]["about"] for round_ in "123"] == ["teacher", "student-1", "student-2"]
+    for round_ in "123":
         thresholds = stages[f"certify-{round_}"]["thresholds"]
         assert stages[f"student-{round_}"]["key"]["second"]["pseudo"]["score_threshold"] == thresholds
         assert stages[f"pseudo-{round_}"]["threshold"] == thresholds
-    assert record["pseudo"]["threshold"] == stages["certify-2"]["thresholds"]
-    assert record["certificate"]["stage"] == "certify-2" and record["certificate"]["certified"]
+    assert record["pseudo"]["threshold"] == stages["certify-3"]["thresholds"]
+    assert record["certificate"]["stage"] == "certify-3" and record["certificate"]["certified"]
 
 
 def test_the_record_holds_a_whole_certificate(certified: Path) -> None:
@@ -95,24 +111,25 @@ def test_the_page_of_the_fit_shows_it(certified: Path) -> None:
     assert "Set aside to certify on" in page
 
 
-def test_a_lost_certificate_is_made_again_byte_for_byte(certified: Path, scenes: Path, tmp_path: Path) -> None:
+def test_a_lost_certificate_is_made_again_byte_for_byte(
+    certified: Path, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tutelage.workflows.fit.write_report", lambda out: out)  # its figures take longest
     out = tmp_path / "copy"
     shutil.copytree(certified, out)
     stage = out / record_of(out)["stages"]["certify-1"]
     before = record_of(stage)
     shutil.rmtree(stage)
     (out / "run.json").unlink()
-    test, labeled = annotation(scenes, "val"), annotation(scenes, "test")
-    options = ("certify.fraction=0.5", CERTIFIED, "rounds=2", *SHORT)
-    tutelage.fit(**arguments(scenes, out, labeled=labeled, test=test, overrides=(*TINY, *options)))
+    tutelage.fit(**three_rounds(scenes, out))
     assert {**record_of(stage), "seconds": 0} == {**before, "seconds": 0}
 
 
 def test_a_model_is_certified_on_images_that_it_has_not_seen(certified: Path, scenes: Path, tmp_path: Path) -> None:
     teacher = certified / record_of(certified)["stages"]["teacher"]
-    given = {"labeled": annotation(scenes, "labeled"), "unlabeled": scenes / "pool" / "images", "overrides": LIGHT}
+    given = {"labeled": annotation(scenes, "val"), "unlabeled": scenes / "pool" / "images", "overrides": LIGHT}
     record = tutelage.certify(teacher, **given, out=tmp_path / "out", precision=0.5)
-    assert record["certified"] and record["num_images"] == 8 and record["precision"] == 0.5
+    assert record["certified"] and record["num_images"] == 20 and record["precision"] == 0.5
     assert "trained on none of these images" in record["unseen"] and "Domain gap" in record["gap"]
     page = (tmp_path / "out" / "report.html").read_text()
     assert "http://" not in page.replace("http://www.w3.org", "") and "Domain gap" in page
@@ -164,7 +181,7 @@ def test_a_given_teacher_is_certified_only_where_it_has_not_seen_the_images(
     certified: Path, finished: Path, scenes: Path, tmp_path: Path
 ) -> None:
     options = (*TINY, "certify.fraction=0.5", CERTIFIED)
-    sources = {"labeled": annotation(scenes, "test"), "test": annotation(scenes, "val")}
+    sources = {"labeled": annotation(scenes, "test"), "test": annotation(scenes, "labeled")}
     own = {**sources, "teacher": certified / _teacher(certified)}
     for seed, seen in ((0, False), (1, True)):  # another seed sets others aside
         config = resolve("detection-demo", options, own, seed=seed)
@@ -246,3 +263,8 @@ def test_the_command_line_takes_options_without_a_model(scenes: Path, tmp_path: 
     arguments = ["certify", "--labeled", str(annotation(scenes, "labeled")), "--out", str(tmp_path / "out")]
     arguments += ["--recipe", "detection-demo", "certify.folds=1"]
     assert main(arguments) == 2, "one fold is refused, so the option was read as one"
+
+
+def test_boxes_that_do_not_overlap_are_never_right() -> None:
+    with pytest.raises(InputError, match=r"certify\.iou: found 0.*greater than 0"):
+        load_config("detection-demo", ("certify.iou=0",))

@@ -158,3 +158,4 @@ def test_folds_are_even_and_keep_groups_and_classes_apart_evenly() -> None:
 def test_thresholds_begin_at_the_floor_of_the_store() -> None:
     floor = load_config("detection-demo").postprocess.score_floor
     assert thresholds_from(floor)[0] >= floor and thresholds_from(0.0)[0] == 0.01
+    assert thresholds_from(0.99).tolist() == [0.99] and thresholds_from(0.995).tolist() == [0.995]

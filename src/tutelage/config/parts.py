@@ -290,7 +290,7 @@ class CertifyConfig(Part):
         0.9, gt=0, lt=1, description="precision that the threshold of each class has to be shown to meet"
     )
     confidence: float = Field(0.95, gt=0, lt=1, description="of the promise, and of the intervals")
-    iou: Fraction = Field(0.5, description="least overlap of a right box with a human one")
+    iou: float = Field(0.5, gt=0, le=1, description="least overlap of a right box with a human one")
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
@@ -369,7 +369,10 @@ class RunConfig(Part):
         if not isinstance(raw, Mapping):
             return raw
         train = raw.get("train", {})
-        return {**raw, **{part: merge(train, raw.get(part, {})) for part in ("teacher", "student")}}
+        over = {part: raw.get(part, {}) for part in ("teacher", "student")}
+        mappings = isinstance(train, Mapping)
+        laid = {part: merge(train, own) for part, own in over.items() if mappings and isinstance(own, Mapping)}
+        return {**raw, **laid}
 
     @model_validator(mode="before")
     @classmethod

@@ -17,9 +17,9 @@ MISS, HIT, EXCUSED = 0, 1, 2
 
 
 def thresholds_from(floor: float) -> NDArray[np.float64]:
-    """(T,) what scores are held against: hundredths from the lowest score that is stored."""
+    """(T,) what scores are held against: hundredths from the lowest score that is stored, or that alone."""
     hundredths = np.arange(1, 100) / 100
-    return hundredths[hundredths >= floor]
+    return hundredths[hundredths >= floor] if floor <= hundredths[-1] else np.array([floor])
 
 
 def claimed_boxes(
