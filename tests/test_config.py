@@ -125,3 +125,11 @@ def test_every_option_is_described() -> None:
 def test_options_that_contradict_each_other_are_refused() -> None:
     with pytest.raises(InputError, match=r"pseudo\.unsure=ignore needs student\.ignored=mask"):
         load_config("detection-demo", ["pseudo.unsure=ignore", "train.ignored=drop"])
+
+
+@pytest.mark.parametrize("value", ["2", "certifed", "[0.5]", "{star: 2}"])
+def test_a_threshold_of_no_kind_is_refused_in_one_line(value: str) -> None:
+    with pytest.raises(InputError) as refused:
+        load_config("detection-demo", (f"pseudo.score_threshold={value}",))
+    (line,) = str(refused.value).splitlines()
+    assert line.startswith("config pseudo.score_threshold: found ") and "by class name" in line

@@ -149,9 +149,9 @@ def _explain(place: str, problem: ErrorDetails) -> str:
     hint = ""
     if problem["type"] == "literal_error":
         hint = _suggestion(str(problem["input"]), [word.strip("' ") for word in _allowed(problem).split(",")])
-    message = problem["msg"][0].lower() + problem["msg"][1:]
+    message = (problem["msg"][0].lower() + problem["msg"][1:]).removeprefix("value error, ")
     if not key:  # of several parts together
-        return f"config: {message.removeprefix('value error, ')}, in {place}. Change one of them."
+        return f"config: {message}, in {place}. Change one of them."
     return f"config {key}: found {problem['input']!r} in {place}; {message}{hint}. Change {key}."
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator, model_validator
 
 from tutelage.config.classified import JointConfig, PretrainConfig
 from tutelage.config.part import Fraction, Part, PositiveInt
@@ -277,6 +277,16 @@ class PseudoConfig(Part):
     unsure: Literal["negative", "ignore"] = Field(
         "negative", description="boxes between floor and threshold: background as in the paper, or out of the loss"
     )
+
+    @field_validator("score_threshold", mode="wrap")
+    @classmethod
+    def _one_message(cls, given: Any, validated: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return validated(given)
+        except ValidationError:  # of each of the three
+            raise ValueError(
+                "a number from 0 to 1, such numbers by class name ({cat: 0.5, dog: 0.7}), or certified is allowed"
+            ) from None
 
 
 class CertifyConfig(Part):
