@@ -28,7 +28,7 @@ Predict = Callable[[NDArray[np.int64]], Iterable[Any]]
 
 
 class LabelGuard:
-    """Looks on while a pool is labeled: tries the teacher (`engine.trial`), then judges each part (`engine.labelwatch`).
+    """Looks on while a pool is labeled: tries the teacher first (`engine.trial`), then each part (`engine.labelwatch`).
 
     Args:
         stage: the labeling.

@@ -1,7 +1,8 @@
 """What people said of pseudo-labels: accepted, rejected, ignored, drawn. A JSON file of its own, beside any store.
 
 A verdict names an image by its path in the pool and a place in it, not a row of a store: it holds for the store that
-was looked at, for those of later rounds and for those of other teachers. `boxes.py` and `masks.py` lays verdicts over a store.
+was looked at, for those of later rounds and for those of other teachers.
+`boxes.py` and `masks.py` lay verdicts over a store.
 
 Legend: h, w pixels of the picture that a region is drawn on.
 """
