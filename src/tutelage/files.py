@@ -63,6 +63,18 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         raise mendable(error, path) or error from error
 
 
+def make_folder(path: Path) -> None:
+    """Makes a folder that the user named, and those above it.
+
+    Raises:
+        InputError: it cannot be made there.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path}: this folder cannot be made ({error.strerror}). Choose another.") from None
+
+
 def copy_files(source: Path, folder: Path) -> None:
     """Copies the files of `source`, not its folders, each atomically (see `atomic`)."""
     for path in filter(Path.is_file, source.iterdir()):

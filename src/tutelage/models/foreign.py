@@ -190,7 +190,7 @@ def copy_tensors(
         InputError: shapes differ, or values are no finite numbers where the network's are.
     """
     refuse_mismatches(own, taken, source)
-    _refuse_values(own, taken, source)
+    refuse_values(own, taken, source)
     with torch.no_grad():
         for name, tensor in taken.items():
             own[name].copy_(tensor)
@@ -210,7 +210,7 @@ def refuse_mismatches(own: Mapping[str, Tensor], taken: Mapping[str, Tensor], so
         )
 
 
-def _refuse_values(own: Mapping[str, Tensor], taken: Mapping[str, Tensor], source: str) -> None:
+def refuse_values(own: Mapping[str, Tensor], taken: Mapping[str, Tensor], source: str) -> None:
     """Refuses integers (a quantized network's), complex and infinite numbers in the place of weights."""
     for name, tensor in taken.items():
         if not own[name].is_floating_point():

@@ -42,6 +42,7 @@ from tutelage.models.foreign import (
     read_arrays,
     read_state,
     refuse_mismatches,
+    refuse_values,
 )
 from tutelage.models.model import Classifier, Network, build_classifier, build_detector, build_segmenter
 from tutelage.models.tensorflow import from_tensorflow
@@ -78,7 +79,7 @@ class Statistics(BaseModel):
 class Card(BaseModel):
     """What every `model.json` holds beside what verbs add."""
 
-    num_classes: Annotated[int, Field(ge=0, le=MAX_CLASSES)]
+    num_classes: Annotated[int, Field(strict=True, ge=0, le=MAX_CLASSES)]
     class_names: tuple[str, ...] = ()
     image_classes: tuple[str, ...] | None = None
     model: dict[str, Any]
@@ -253,6 +254,7 @@ def load_model(folder: Path) -> tuple[Model, dict[str, Any]]:
         model = _built(card, folder)
     state = read_state(folder / WEIGHTS)
     refuse_mismatches(model.state_dict(), state, str(folder))
+    refuse_values(model.state_dict(), {name: state[name] for name in model.state_dict() if name in state}, str(folder))
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

@@ -24,7 +24,7 @@ from rich.console import Console
 from tutelage.config import NO_RESULT, RunConfig, changed_keys, config_hash, load_config
 from tutelage.engine.checkpoint import remove_checkpoint
 from tutelage.engine.runtime import Runtime
-from tutelage.files import TEMPORARY, read_json, remove_stale, unfinished, write_json, write_text
+from tutelage.files import TEMPORARY, make_folder, read_json, remove_stale, unfinished, write_json, write_text
 from tutelage.models.init import model_folder
 from tutelage.types import InputError
 from tutelage.workflows.precision import with_precision
@@ -197,7 +197,7 @@ def open_run(out: Path, config: RunConfig, overrides: Sequence[str], *, overwrit
     if out.is_dir() and set(out.iterdir()) - kept_apart:
         raise InputError(f"{out}: is not empty and holds no run of Tutelage. Choose another --out.")
     config = with_precision(config)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     write_text(saved, config.to_yaml())
     return config
 

@@ -259,6 +259,8 @@ def _without_annotations(path: Path, unlabeled: bool, annotation: Annotation) ->
         raise refuse(path, "masks, not boxes", "Set task=segmentation, or give annotations with boxes.")
     if not foreign and _holds_class_folders(path):
         return {"": Source("class-folders", path)}
+    if not foreign and (name := _only_class(path)):
+        raise refuse(path, f"one class ({name})", "Give the folder above two or more folders of classes.")
     raise refuse(path, foreign or "no annotations", "Give the annotation file, or convert it to one of these.")
 
 
@@ -276,12 +278,22 @@ def _without_masks(path: Path) -> dict[str, Source]:
 
 def _holds_class_folders(path: Path) -> bool:
     """Whether pictures lie in two or more sub-folders, and none beside them."""
+    return len(_class_folders(path)) > 1
+
+
+def _only_class(path: Path) -> str:
+    """The name of the only sub-folder that holds pictures, if it is a class's."""
+    names = [folder.name for folder in _class_folders(path)]
+    return names[0] if len(names) == 1 and names[0].lower() not in ("images", "masks", *SPLITS) else ""
+
+
+def _class_folders(path: Path) -> list[Path]:
+    """Sub-folders that hold pictures; none where pictures lie beside them."""
     entries = sorted(path.iterdir())
     if any(entry.is_file() and is_image_name(entry.name) for entry in entries):
-        return False
+        return []
     folders = [entry for entry in entries if entry.is_dir()]
-    full = [folder for folder in folders if any(is_image_name(file.name) for file in folder.iterdir())]
-    return len(full) > 1
+    return [folder for folder in folders if any(is_image_name(file.name) for file in folder.iterdir())]
 
 
 def _foreign_in(path: Path) -> str:

@@ -83,7 +83,9 @@ def sources_of_yaml(path: Path) -> dict[str, Source]:
     """Splits of a data.yaml; empty when it is none."""
     try:
         raw = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
+    except InputError:
+        raise
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())}). Mend the file.") from None
     if not isinstance(raw, dict) or not ("names" in raw or "nc" in raw) or not set(raw) & set(SPLITS):
         return {}

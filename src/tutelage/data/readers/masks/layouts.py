@@ -47,7 +47,9 @@ def sources_of_mask_yaml(path: Path) -> dict[str, Source]:
     """Splits of a YAML file whose train, val and test name `images` and `masks`; empty when it is none."""
     try:
         raw = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
+    except InputError:
+        raise
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())}). Mend the file.") from None
     found = {}
     for key, split in SPLITS.items():
