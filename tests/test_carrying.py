@@ -202,5 +202,5 @@ def test_images_of_no_use_give_their_places_to_others_however_they_are_loaded(sc
             assert torch.equal(one.images, other.images) and torch.equal(one.matrix, other.matrix)
     for path in pool.iterdir():
         path.write_bytes(b"gone")
-    with pytest.raises(InputError, match=r"--unlabeled: of 10 images .* 10 cannot be read and 0 are also"):
+    with pytest.raises(InputError, match=r"--unlabeled: of 10 images .* 10 cannot be read and 0 are held out"):
         pool_stream(pool, book)

@@ -192,8 +192,8 @@ class Online:
         sample, pool = len(sample_of_pool(config, pool_of(prepared))), len(pool_of(prepared))
         return [
             f"student-1: its running average labeled the pool as training went. It drew {drawn['images']} images; in "
-            f"the place of {drawn['skipped']} that could not be read and {drawn['leaks']} that are also in the test "
-            "set or selection split, each time it drew one, it took the next in the pool.",
+            f"the place of {drawn['skipped']} that could not be read and {drawn['leaks']} that are held out (test set, "
+            "selection split, or set aside to certify on), each time it drew one, it took the next in the pool.",
             f"pseudo-1: what its running average says at the end of {sample} of {pool} pool images, drawn by the seed.",
         ]
 

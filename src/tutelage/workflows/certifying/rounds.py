@@ -149,5 +149,6 @@ def _used(config: RunConfig, record: dict[str, Any], *, own: bool) -> str:
         )
     open_ = [name for name, one in record["classes"].items() if one["chosen"] is None]
     word = "certified" if record["certified"] else "shown"
-    rest = f" Those of {', '.join(open_)} are not {word}: they balance precision and recall." if open_ else ""
+    why = "they balance precision and recall, or are a half where nothing right was found"
+    rest = f" Those of {', '.join(open_)} are not {word}: {why}." if open_ else ""
     return f"This run went by these thresholds.{rest}{whose}"
