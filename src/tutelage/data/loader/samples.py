@@ -85,7 +85,8 @@ class PoolSamples:
         return InputError(
             f"--unlabeled: of {unreadable + copies} images that follow each other, from "
             f"{self.samples.pictures.index.path(row)} on, {unreadable} cannot be read and {copies} are held out "
-            "(test set, selection split, or set aside to certify on); none can be trained on. Look through the pool with tutelage check."
+            "(test set, selection split, or set aside to certify on); none can be trained on. Look through the pool "
+            "with tutelage check."
         )
 
     def __len__(self) -> int:
