@@ -25,6 +25,11 @@ from tutelage.workflows.assembly import open_model
 from tutelage.workflows.showing import PUBLISHED
 
 
+def test_help_does_not_wait_for_torch() -> None:
+    loaded = "import sys, tutelage.cli; print(sorted({'torch', 'timm', 'numpy'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
 @pytest.mark.parametrize("verb", sorted(tutelage.VERBS))
 def test_help_shows_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([verb, "--help"]) == 0

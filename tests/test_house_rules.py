@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "tutelage"
 LAYERS = [
+    {"errors"},
     {"types"},
     {"config", "cores", "files", "ops", "processes", "stats"},
     {"augment"},

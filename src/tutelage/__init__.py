@@ -10,7 +10,7 @@ import importlib
 import importlib.metadata
 from typing import Any
 
-from tutelage.types import InputError
+from tutelage.errors import InputError
 
 __version__ = importlib.metadata.version("tutelage")
 VERBS = {

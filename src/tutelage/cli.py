@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tutelage.types import InputError
+from tutelage.errors import InputError
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -15,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tutelage.errors import InputError as InputError
+
 IGNORE = 255
 """Mask value of pixels without a label: not trained on, not scored."""
 
@@ -24,14 +26,6 @@ Annotation = Literal["boxes", "masks"]
 NOT_IGNORED, IGNORE_REGION, IGNORE_BOX = 0, 1, 2
 """Values of `Boxes.ignore`: a normal box; a region (crowd, group) that excuses any number of detections inside it
 by overlap; a single box (VOC difficult) that excuses one detection by IoU."""
-
-
-class InputError(ValueError):
-    """Something a user can mend: bad data, a wrong option, a missing file.
-
-    The message has the form *where: what was found; what is allowed. what to do.* The command line prints it without
-    a traceback and exits with code 2.
-    """
 
 
 @dataclass(frozen=True, slots=True)
