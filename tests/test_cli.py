@@ -215,3 +215,13 @@ def test_resume_takes_no_other_options(finished: Path) -> None:
     assert main(["fit", "--out", str(finished), "--resume", "train.lr=0.5"]) == 2
     assert main(["fit", "--out", str(finished), "--resume", "--overwrite"]) == 2
     assert (finished / "run.json").is_file()
+
+
+def test_a_model_whose_classes_have_no_names_is_refused(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(finished / "model", tmp_path / "model")
+    card = json.loads((tmp_path / "model" / "model.json").read_text())
+    (tmp_path / "model" / "model.json").write_text(json.dumps({**card, "class_names": card["class_names"][1:]}))
+    assert main(["predict", str(tmp_path / "model"), str(tmp_path), "--out", str(tmp_path / "found")]) == 2
+    assert "model.json: names 3 of 4 classes" in capsys.readouterr().err

@@ -26,6 +26,7 @@ from tutelage.data.pseudo import (
     require_kept,
     store_index,
 )
+from tutelage.files import TEMPORARY, remove_stale
 from tutelage.types import IGNORE_BOX, NOT_IGNORED, Boxes, InputError, Prediction, Skipped
 
 Outcome = Prediction | Skipped | Leak
@@ -168,7 +169,7 @@ def test_a_stopped_labeling_continues(tmp_path: Path, pool: Index) -> None:
     # killed between the two tables of part 2, and while writing one of part 0
     write_parts(writer, make_outcomes(), pool, parts=[2])
     (tmp_path / "store" / "part-00002.images.parquet").unlink()
-    (tmp_path / "store" / ".tmp-77-part-00000.boxes.parquet").write_bytes(b"PAR1 half")
+    (tmp_path / "store" / ".tmp-0123456789ab-part-00000.boxes.parquet").write_bytes(b"PAR1 half")
     with pytest.raises(InputError, match="no finished pseudo-label store"):
         open_store(tmp_path / "store")
     kept = (tmp_path / "store" / "part-00001.images.parquet").stat().st_mtime_ns
@@ -180,6 +181,7 @@ def test_a_stopped_labeling_continues(tmp_path: Path, pool: Index) -> None:
     again.finish()
     assert (tmp_path / "store" / "part-00001.images.parquet").stat().st_mtime_ns == kept
     make_store(tmp_path / "whole", pool)
+    remove_stale((tmp_path / "store").glob(TEMPORARY))  # as a stage does before it begins
     assert contents(tmp_path / "store") == contents(tmp_path / "whole")
 
 

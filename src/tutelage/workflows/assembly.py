@@ -170,4 +170,9 @@ def _card_of(stage: Stage, tasks: Iterable[str]) -> dict[str, Any]:
             f"{stage.model_folder}: holds a model for {card['task']}; one for {' or '.join(tasks)} is needed here. "
             "Give the model of such a fit or train; a pre-trained backbone is what model.init takes."
         )
+    if len(card.get("class_names", ())) != card["num_classes"]:
+        raise InputError(
+            f"{stage.model_folder / 'model.json'}: names {len(card.get('class_names', ()))} of {card['num_classes']} "
+            "classes; each needs a name. Restore the file."
+        )
     return card
