@@ -247,6 +247,7 @@ def test_probing_decodes_nothing(tmp_path: Path, format: str, monkeypatch: pytes
 
 
 def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "another.jpg").touch()  # in an empty folder, the disk would be what is gone
     for path in (tmp_path / "none.jpg", tmp_path):
         assert not is_image(path)
         with pytest.raises(InputError, match="cannot be read"):

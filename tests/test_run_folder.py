@@ -9,6 +9,12 @@ from tutelage.types import InputError
 from tutelage.workflows.stages import open_run
 
 
+@pytest.fixture(autouse=True)
+def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No two seconds for the precision of the default recipe's network."""
+    monkeypatch.setattr("tutelage.workflows.stages.with_precision", lambda config: config)
+
+
 @pytest.mark.parametrize("config", [None, "learning_rate: 0.1\nmodel: theirs\n"])
 def test_overwrite_leaves_the_folder_of_another_project_alone(tmp_path: Path, config: str | None) -> None:
     (tmp_path / "model").mkdir()

@@ -24,7 +24,7 @@ SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["tests.torture.child"])
 LONGEST = 300.0  # seconds of one start
 OWN_PACE = {"seconds", "train_seconds", "images_per_second"}
-OWN_STORY = {"resumed_from", "command"}  # where a training continued; how the last start was called
+OWN_STORY = {"resumed_from", "command", "roots"}  # where a training continued; how it was called, and on what place
 STREAMS = ("tensorboard", "log.jsonl")  # written line by line, not whole
 
 
