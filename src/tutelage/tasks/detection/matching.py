@@ -37,11 +37,13 @@ def match_anchors(anchors: Tensor, xyxy: Tensor, normal: Tensor, ignored: Tensor
     claimed_by = torch.full_like(winner, count)  # the first box that claims the anchor; `count` is nobody
     left_out = torch.zeros_like(winner, dtype=torch.bool)
     step = max(1, PAIRS_AT_ONCE // max(1, best.numel()))
+    some_ignored = ignored.device.type != "cpu" or bool(ignored.any())  # to ask a GPU would be to wait for it
     for start in range(0, count, step):
         chunk = slice(start, start + step)
         overlap = _overlaps(anchors, xyxy[:, chunk], ignored[:, chunk] == IGNORE_REGION)  # (B, n, A)
         _claim(overlap, normal[:, chunk], start, claimed_by)
-        _leave_out(overlap, ignored[:, chunk], left_out)
+        if some_ignored:
+            _leave_out(overlap, ignored[:, chunk], left_out)
         highest, at = overlap.masked_fill_(~normal[:, chunk, None], 0).max(dim=1)
         better = highest > best
         best = torch.where(better, highest, best)
