@@ -28,11 +28,11 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
 
 
 def _sgd(groups: Groups, lr: float, momentum: float) -> torch.optim.Optimizer:
-    return torch.optim.SGD(groups, lr, momentum=momentum, foreach=True)
+    return torch.optim.SGD(groups, lr, momentum=momentum, fused=True)
 
 
 def _adamw(groups: Groups, lr: float, momentum: float) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(groups, lr, betas=(momentum, 0.999), foreach=True)
+    return torch.optim.AdamW(groups, lr, betas=(momentum, 0.999), fused=True)
 
 
 def _rmsprop(groups: Groups, lr: float, momentum: float) -> torch.optim.Optimizer:
