@@ -95,7 +95,8 @@ def class_sentence(name: str, found: Record, record: Record) -> str:
         if more
         else "; more labels alone would not show it"
     )
-    return f"{start}; the best is at least {low:.2f}, from threshold {threshold:.4g}{then}. {not_shown}."
+    single = " (of this threshold alone, which is one of many)" if low >= record["precision"] else ""
+    return f"{start}; the best is at least {low:.2f}{single}, from threshold {threshold:.4g}{then}. {not_shown}."
 
 
 def _taken(found: Record, threshold: float) -> str:
