@@ -134,6 +134,7 @@ def _described(store: PseudoStore, pseudo: PseudoConfig) -> dict[str, Any]:
         "grid": grid,
         "limits": [float(str(limit)) for limit in limits],
         "from": max(0.0, round(lowest - NEAR, 2)) if manifest.annotation == "boxes" else 0.0,
+        "near": NEAR if manifest.annotation == "boxes" else 1.0,  # unsure labels are shown so far below the threshold
         "kept": counted.amounts.tolist(),
         "kept_images": counted.images.tolist(),
         "everything": max(counted.everything, 1),

@@ -31,8 +31,9 @@ const current = () => data.images[state.image];
 const focused = () => current()?.labels[state.label];
 const threshold = (k) => (state.steps[k] === null ? data.limits[k] : data.grid[state.steps[k]]);
 const isKept = (label) => label.score >= threshold(label.class);
+const least = (k) => (state.from > data.from ? state.from : Math.min(data.limits[k], threshold(k)) - data.near);
 const isShown = (label) =>
-  (state.only === null || label.class === state.only) && label.score >= state.from && label.score <= state.to;
+  (state.only === null || label.class === state.only) && label.score >= least(label.class) && label.score <= state.to;
 const isFiltered = () => state.only !== null || state.from > data.from || state.to < 1;
 const shownLabels = () => current().labels.flatMap((label, place) => (isShown(label) ? [place] : []));
 const shownImages = () =>
