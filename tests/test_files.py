@@ -97,3 +97,10 @@ def test_a_folder_takes_the_place_of_another_whole(tmp_path: Path) -> None:
         raise KeyError
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["second"]
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_folder_and_a_link_to_itself_are_no_json(tmp_path: Path) -> None:
+    (tmp_path / "loop.json").symlink_to(tmp_path / "loop.json")
+    for path in (tmp_path, tmp_path / "loop.json"):
+        with pytest.raises(InputError, match="cannot be read"):
+            read_json(path)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -395,3 +396,16 @@ def test_a_store_of_another_version_is_named(tmp_path: Path, pool: Index) -> Non
     manifest.write_text(json.dumps(plain))
     with pytest.raises(InputError, match="another version"):
         open_store(tmp_path / "store")
+
+
+@pytest.mark.parametrize("sides", [(1 << 20, 1 << 20), (-5, 8)])
+def test_a_store_with_impossible_pictures_is_damaged(tmp_path: Path, pool: Index, sides: tuple[int, int]) -> None:
+    make_store(tmp_path, pool)
+    place = tmp_path / "part-00000.images.parquet"
+    table = pq.read_table(place)
+    for name, side in zip(("height", "width"), sides, strict=True):
+        column = pa.array([side] * len(table), pa.int32())
+        table = table.set_column(table.column_names.index(name), name, column)
+    pq.write_table(table, place)
+    with pytest.raises(InputError, match=r"part-00000.images.parquet"):
+        list(open_store(tmp_path).parts())

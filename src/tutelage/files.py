@@ -124,12 +124,14 @@ def read_json(path: Path) -> Any:
     """Parsed JSON.
 
     Raises:
-        InputError: the file is missing or not valid JSON.
+        InputError: the file is missing, no readable file or not valid JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: does not exist. Give a folder that Tutelage wrote and finished.") from None
+    except OSError as error:  # a folder, or a link to itself
+        raise InputError(f"{path}: cannot be read ({error.strerror}). Restore the file, or make it again.") from None
     except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, endless digits or depth
         raise InputError(f"{path}: not valid JSON ({error}). Restore the file, or make it again.") from None
 

@@ -118,7 +118,7 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
             return {name: archive[name] for name in archive.files}
     except DAMAGED as error:
         raise InputError(
-            f"{path}: cannot be read as arrays ({error}); an .npz file without Python objects is allowed. "
+            f"{path}: cannot be read as arrays ({str(error)[:200]}); an .npz file without Python objects is allowed. "
             "Write it again with numpy.savez."
         ) from None
 

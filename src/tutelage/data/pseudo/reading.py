@@ -28,6 +28,7 @@ from tutelage.types import InputError
 
 MANIFESTS = TypeAdapter(Manifest)
 STATUSES = {"ok", "skipped", "leak"}  # of an image
+MOST_PIXELS = 1 << 29  # of an image, three times what data.max_pixels allows unless it is raised
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,9 @@ class PseudoStore:
         images = read_columns(place, IMAGES)
         first = part * self.manifest.part_size
         rows = np.arange(first, min(first + self.manifest.part_size, self.manifest.num_images))
-        if not np.array_equal(images["image_id"], rows) or not set(images["status"]) <= STATUSES:
+        pixels = images["height"].astype(np.int64) * images["width"]  # of skipped images 0
+        possible = ((images["height"] >= 0) & (images["width"] >= 0) & (pixels <= MOST_PIXELS)).all()
+        if not (possible and np.array_equal(images["image_id"], rows) and set(images["status"]) <= STATUSES):
             raise _contradicts(place)
         return images
 
