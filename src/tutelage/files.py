@@ -72,7 +72,8 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{path}: this folder cannot be made ({error.strerror}). Choose another.") from None
+        impossible = InputError(f"{path}: this folder cannot be made ({error.strerror}). Choose another.")
+        raise mendable(error, path) or impossible from None
 
 
 def copy_files(source: Path, folder: Path) -> None:

@@ -28,11 +28,16 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
 
 
 def _sgd(groups: Groups, lr: float, momentum: float) -> torch.optim.Optimizer:
-    return torch.optim.SGD(groups, lr, momentum=momentum, fused=True)
+    return torch.optim.SGD(groups, lr, momentum=momentum, fused=_have_memory(groups))
 
 
 def _adamw(groups: Groups, lr: float, momentum: float) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(groups, lr, betas=(momentum, 0.999), fused=True)
+    return torch.optim.AdamW(groups, lr, betas=(momentum, 0.999), fused=_have_memory(groups))
+
+
+def _have_memory(groups: Groups) -> bool:
+    """Whether the weights are real ones; those of a dry run are not, and fused steps refuse them."""
+    return not any(weight.is_meta for group in groups for weight in group["params"])
 
 
 def _rmsprop(groups: Groups, lr: float, momentum: float) -> torch.optim.Optimizer:
