@@ -19,6 +19,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from tests.test_kills import command
 from tests.torture.harness import assert_equal, leftovers
 from tutelage.cli import main
+from tutelage.data.loader import streams
 from tutelage.data.pseudo.writing import StoreWriter
 from tutelage.engine.objectives import Objective
 from tutelage.files import read_json
@@ -109,8 +110,8 @@ def test_a_fit_goes_on_after_every_fault(
     with at_step(3, lambda: (set(psutil.Process().children()) - before).pop().kill()):
         message = refused(arguments, capsys)
     assert "a worker process died" in message and "memory" in message and "runtime.workers" in message
-    for stray in set(psutil.Process().children()) - before:  # what the error has cut off goes when a program ends
-        stray.kill()
+    streams._kill_workers()  # what a program's end does with those that an error has cut off
+    assert psutil.wait_procs(set(psutil.Process().children()) - before, timeout=8)[1] == []
     assert main(arguments) == 0
     assert_equal(tmp_path / "run", finished)
     (record,) = (tmp_path / "run" / "stages").glob("teacher-*/run.json")

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from torch import nn
 
 from tutelage import stats
-from tutelage.config import RunConfig
+from tutelage.config import LabelConfig, RunConfig
 from tutelage.cores import available_cores
 from tutelage.data.duplicates import near_duplicate_groups
 from tutelage.data.index import Index
@@ -24,6 +25,7 @@ from tutelage.engine.runtime import Runtime, launch
 from tutelage.files import atomic
 from tutelage.tasks.table import build_task
 from tutelage.tasks.task import Columns, Judged, Tally, Task
+from tutelage.types import Prediction
 from tutelage.workflows.assembly import load_trained, of_the_models_classes, open_all, open_model
 from tutelage.workflows.options import Paths, require_sources
 from tutelage.workflows.stages import Place, Stage, console, figure_lines, run_stage
@@ -138,8 +140,34 @@ def judge_all(model: nn.Module, task: Task, index: Index, config: RunConfig, run
 
 
 def _judged_share(model: nn.Module, task: Task, index: Index, config: RunConfig, runtime: Runtime) -> Iterator[Judged]:
-    model = model.to(runtime.device).eval()
     rows = np.arange(runtime.rank, len(index), runtime.world_size)
+    for prediction in predictions_of("predict", model, task, index, rows, None, config, runtime):
+        yield task.judge(prediction, index, config.data)
+
+
+def predictions_of(
+    name: str,
+    model: nn.Module,
+    task: Task,
+    index: Index,
+    rows: NDArray[np.int64],
+    label: LabelConfig | None,
+    config: RunConfig,
+    runtime: Runtime,
+) -> Iterator[Prediction]:
+    """What a model says of the images `rows` of `index`, in their order; one that cannot be read is an error.
+
+    Args:
+        name: of the work, as progress and errors have it.
+        model: of `task`.
+        task: predicts.
+        index: labeled images.
+        rows: of the index.
+        label: views and scales; None is the single pass that is measured.
+        config: of the run.
+        runtime: devices.
+    """
+    model = model.to(runtime.device).eval()
     batches = evaluation_batches(
         index,
         canvas=config.model.canvas,
@@ -149,13 +177,12 @@ def _judged_share(model: nn.Module, task: Task, index: Index, config: RunConfig,
         workers=runtime.workers,
         tolerant=False,
     )
-    with Progress("predict", len(rows), runtime.is_main, unit="images") as progress:
+    with Progress(name, len(rows), runtime.is_main, unit="images") as progress:
         for batch, _ in batches:
             assert batch is not None, "an intolerant loader skips nothing"
-            with memory_limited("predict", len(batch), runtime), runtime.autocast():
-                predictions = task.predict(model, batch.to(runtime.device), None)
-            for prediction in predictions:
-                yield task.judge(prediction, index, config.data)
+            with memory_limited(name, len(batch), runtime), runtime.autocast():
+                predictions = task.predict(model, batch.to(runtime.device), label)
+            yield from predictions
             progress.advance(len(batch))
 
 

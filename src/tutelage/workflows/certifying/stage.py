@@ -5,7 +5,7 @@ Legend: K classes, n images.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,17 +14,14 @@ from numpy.typing import NDArray
 
 from tutelage.config import CertifyConfig, RunConfig
 from tutelage.data.index import Index
-from tutelage.data.loader import evaluation_batches
 from tutelage.data.pseudo.kinds import KINDS
-from tutelage.engine.guard import device_batch, memory_limited
-from tutelage.engine.progress import Progress
 from tutelage.engine.runtime import Runtime
 from tutelage.reporting.certificate import certificate_lines
 from tutelage.stats.certificate import Sums, certify_class
 from tutelage.tasks.claims import joined_sums
 from tutelage.tasks.task import Task
-from tutelage.types import Prediction
 from tutelage.workflows.assembly import load_trained
+from tutelage.workflows.evaluation import predictions_of
 from tutelage.workflows.stages import Place, Stage, console, run_stage
 
 UNKNOWN = 0.5
@@ -99,35 +96,14 @@ def certify_stage(
 
 
 def claimed(labeler: Labeler, config: RunConfig, task: Task, runtime: Runtime) -> list[Sums]:
-    """By class, what the labeler claims in its images as it would in the pool; processes share the work."""
-    rows = np.arange(runtime.rank, len(labeler.images), runtime.world_size)
-    found = task.claims(_labeled(labeler, config, task, runtime, rows), labeler.images, config.data, config.certify.iou)
+    """By class, what the labeler claims in its images with the views of labeling; processes share the work."""
+    model, images = load_trained(labeler.trained, config.task), labeler.images
+    rows = np.arange(runtime.rank, len(images), runtime.world_size)
+    predictions = predictions_of("certify", model, task, images, rows, config.label, config, runtime)
+    found = task.claims(predictions, images, config.data, config.certify.iou)
     shares = runtime.gather((rows, found))
     order = np.argsort(np.concatenate([each for each, _ in shares]))
     return [joined_sums(parts, order) for parts in zip(*(sums for _, sums in shares), strict=True)]
-
-
-def _labeled(
-    labeler: Labeler, config: RunConfig, task: Task, runtime: Runtime, rows: NDArray[np.int64]
-) -> Iterator[Prediction]:
-    """What labeling would store of `rows`: its views and scales, not the single pass that is measured."""
-    model = load_trained(labeler.trained, config.task).to(runtime.device).eval()
-    batches = evaluation_batches(
-        labeler.images,
-        canvas=config.model.canvas,
-        data=config.data,
-        device_batch_size=device_batch(config.teacher.batch_size, runtime),
-        rows=rows,
-        workers=runtime.workers,
-        tolerant=False,
-    )
-    with Progress("certify", len(rows), runtime.is_main, unit="images") as progress:
-        for batch, _ in batches:
-            assert batch is not None, "an intolerant loader skips nothing"
-            with memory_limited("certify", len(batch), runtime), runtime.autocast():
-                found = task.predict(model, batch.to(runtime.device), config.label)
-            yield from found
-            progress.advance(len(found))
 
 
 def certificate(
