@@ -22,7 +22,15 @@ from tutelage.data.images import decode
 from tutelage.data.index import Index
 from tutelage.data.loader import train_batches
 from tutelage.data.masks import read_mask
-from tutelage.data.pseudo import Leak, PseudoStore, StoreWriter, open_store, require_kept, store_index
+from tutelage.data.pseudo import (
+    Leak,
+    PseudoStore,
+    StoreWriter,
+    open_store,
+    require_kept,
+    store_index,
+    with_class_shares,
+)
 from tutelage.types import IGNORE, InputError, Prediction, Skipped
 
 Outcome = Prediction | Skipped | Leak
@@ -184,6 +192,26 @@ def test_counts_say_what_masks_hold(tmp_path: Path, pool: Index, threshold: floa
     dropped = store_index(store, pool, pseudo.model_copy(update={"empty": "drop"}))
     assert len(dropped) == labeled and dropped.relative_path(0) != "pool/0.jpg"
     assert np.array_equal(read(dropped, 0), read(index, next(row for row, pixels in enumerate(kept) if pixels)))
+
+
+def test_the_surest_share_of_each_class(tmp_path: Path, pool: Index) -> None:
+    store = make_store(tmp_path / "store", pool)
+    pseudo = with_class_shares(PseudoConfig(score_threshold=0.4, class_share=0.3), store)
+    assert isinstance(pseudo.score_threshold, dict)
+    below = {name: limit - 1 / 64 for name, limit in pseudo.score_threshold.items()}
+    whole, kept, more = (
+        _pixels_by_class(store_index(store, pool, PseudoConfig(score_threshold=limits)))
+        for limits in (0.4, pseudo.score_threshold, below)
+    )
+    assert (kept >= 0.3 * whole).all() and (kept < whole).all() and (more > kept).all()
+    higher = {name: limit + 1 / 64 for name, limit in pseudo.score_threshold.items()}
+    assert (_pixels_by_class(store_index(store, pool, PseudoConfig(score_threshold=higher))) < 0.3 * whole).all()
+
+
+def _pixels_by_class(index: Index) -> NDArray[np.int64]:
+    return sum(
+        (np.bincount(read(index, row).ravel(), minlength=256)[:3] for row in range(len(index))), np.zeros(3, int)
+    )
 
 
 def test_masks_for_reports_and_exports(tmp_path: Path, pool: Index) -> None:

@@ -71,6 +71,7 @@ def test_train_takes_a_teacher_that_learns_on(finished: Path, scenes: Path, tmp_
     ("changed", "message"),
     [
         ({"overrides": (*TINY, *ONLINE, "rounds=2")}, r"rounds=2: .*1 is allowed"),
+        ({"overrides": (*TINY, *ONLINE, "pseudo.class_share=0.5")}, r"pseudo\.class_share=0\.5: .*1 is allowed"),
         ({"pseudo": "store"}, r"--pseudo store: .*no store is allowed"),
         ({"overrides": (*TINY, *ONLINE, "pseudo.empty=drop", "student.ignored=drop")}, r"student\.ignored=mask"),
     ],

@@ -26,6 +26,7 @@ from tutelage.data.pseudo import (
     open_store,
     require_kept,
     store_index,
+    with_class_shares,
 )
 from tutelage.files import TEMPORARY, remove_stale
 from tutelage.types import IGNORE_BOX, NOT_IGNORED, Boxes, InputError, Prediction, Skipped
@@ -272,6 +273,36 @@ def test_thresholds_by_class(tmp_path: Path) -> None:
         store.counts(PseudoConfig(score_threshold={"cat": 0.5, "dgo": 0.5}))
     with pytest.raises(InputError, match="no threshold for dog"):
         store_index(store, pool, PseudoConfig(score_threshold={"cat": 0.5}))
+
+
+def test_the_surest_share_of_each_class(tmp_path: Path) -> None:
+    pool = make_pool(tmp_path, 2)
+    outcomes: list[Outcome] = [predict(0, [0.9, 0.8, 0.45, 0.3], [0, 0, 1, 1]), predict(1, [0.7, 0.6, 0.2], [0, 0, 0])]
+    store = make_store(tmp_path / "store", pool, outcomes)
+    half = with_class_shares(PseudoConfig(score_threshold=0.5, class_share=0.5), store)
+    assert half.score_threshold == {"cat": 0.8, "dog": 0.5}  # of 4 cats at or above 0.5 two; of dogs there are none
+    assert half.class_share == 1
+    lower = with_class_shares(PseudoConfig(score_threshold={"cat": 0.65, "dog": 0.1}, class_share=0.51), store)
+    assert lower.score_threshold == {"cat": 0.8, "dog": 0.3}  # half is not enough: two of three, and both of two
+    whole = PseudoConfig(score_threshold=0.5)
+    assert with_class_shares(whole, store) is whole
+    with pytest.raises(InputError, match="no threshold for dog"):
+        with_class_shares(PseudoConfig(score_threshold={"cat": 0.5}, class_share=0.5), store)
+
+
+def test_shares_of_many_boxes(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    pool, scores = make_pool(tmp_path, 50), rng.uniform(0.05, 1, (50, 40)).round(4)
+    labels = (rng.random((50, 40)) < 0.1).astype(int)
+    store = make_store(tmp_path / "store", pool, [predict(row, [*scores[row]], [*labels[row]]) for row in range(50)])
+    for share in (0.1, 0.37, 0.9):
+        limits = with_class_shares(PseudoConfig(score_threshold=0.4, class_share=share), store).score_threshold
+        assert isinstance(limits, dict)
+        for label, name in enumerate(NAMES):
+            reached = scores[(labels == label) & (scores >= 0.4)]
+            kept = (reached >= limits[name]).sum()
+            most = (reached >= limits[name] + 0.001).sum()  # rounded down to thousandths, no more is kept than that
+            assert kept >= share * len(reached) > most
 
 
 @pytest.mark.parametrize(

@@ -260,6 +260,28 @@ def test_train_one_model_and_a_student_of_a_store(finished_masks: Path, scenes: 
     assert trained["measured"]["miou"] == record["student"]["metrics"]["miou"]
 
 
+def test_the_surest_share_is_that_of_the_thresholds_that_the_record_names(
+    finished_masks: Path, scenes: Path, tmp_path: Path
+) -> None:
+    stages = {name: finished_masks / path for name, path in record_of(finished_masks)["stages"].items()}
+    given = {"teacher": stages["teacher"], "pseudo": stages["pseudo-1"], "stages": tmp_path / "stages"}
+    for name, pseudo in (("share", "class_share=0.25"), ("named", "score_threshold={}")):
+        out, shown = tmp_path / name, record_of(tmp_path / "share") if name == "named" else {}
+        limits = json.dumps(shown["pseudo"]["threshold"]).replace('"', "") if shown else ""
+        overrides = (*TINY, f"pseudo.{pseudo.format(limits)}")
+        tutelage.fit(**mask_arguments(scenes, out, **given, overrides=overrides))
+    share, named = (record_of(tmp_path / name) for name in ("share", "named"))
+    assert len(set(share["pseudo"]["threshold"].values())) > 1
+    assert share["pseudo"] == named["pseudo"]
+    assert share["pseudo"]["counts"]["pixels_kept"] < record_of(finished_masks)["pseudo"]["counts"]["pixels_kept"]
+    assert Path(share["stages"]["student-1"]) == Path(named["stages"]["student-1"]), "one training serves both"
+    exported = tutelage.label(
+        finished_masks, unlabeled=scenes / "pool" / "images", out=tmp_path / "store", device="cpu",
+        overrides=("pseudo.score_threshold=0.1", "pseudo.class_share=0.25"),
+    )  # fmt: skip
+    assert len(set(exported["threshold"].values())) > 1
+
+
 def test_models_of_the_other_task_are_refused(
     finished: Path, finished_masks: Path, scenes: Path, tmp_path: Path
 ) -> None:

@@ -269,6 +269,9 @@ class PseudoConfig(Part):
     score_threshold: Fraction | dict[str, Fraction] | Literal["certified"] = Field(
         0.5, description="least score of a pseudo-label; one number, one for each class name, or what `certify` found"
     )
+    class_share: float = Field(
+        1.0, gt=0, le=1, description="share of each class's pseudo-labels above its threshold that is kept, the surest"
+    )
     ratio: PositiveInt = Field(1, description="second-stream images for each labeled image of a batch")
     empty: Literal["background", "drop"] = Field(
         "background",

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.config import RunConfig
-from tutelage.data.pseudo import require_kept
+from tutelage.data.pseudo import require_kept, with_class_shares
 from tutelage.engine.runtime import Runtime, launch
 from tutelage.files import atomic_folder, copy_files, read_json, write_json, write_text
 from tutelage.models.init import read_card
@@ -26,7 +26,7 @@ from tutelage.workflows.comparison import compare
 from tutelage.workflows.evaluation import evaluate_stage
 from tutelage.workflows.joint import teachers
 from tutelage.workflows.labeling import label_stage
-from tutelage.workflows.modes import MODES, pool_of, pseudo_labels, sample_of_pool
+from tutelage.workflows.modes import MODES, pool_of, pseudo_labels, sample_of_pool, with_shares
 from tutelage.workflows.options import Paths, require_sources, resolve
 from tutelage.workflows.plan import make_plan, plan_lines
 from tutelage.workflows.prepare import Prepared, prepare
@@ -147,14 +147,15 @@ def run_graph(runtime: Runtime, config: RunConfig, prepared: Prepared, place: Pl
         for round_ in range(1, config.rounds + 1):
             shared = suffix(round_, repeat if round_ > 1 else 0)
             certified = certify_round(graph, place, config, prepared, previous["student"], runtime, suffix=shared)
-            store = None
+            store, read = None, certified
             if mode.needs_store:
                 labeler = previous["student"]
                 store = _store(graph, place, certified, prepared, labeler, runtime, round_=round_, repeat=repeat)
+                read = with_shares(certified, pseudo_labels(store, prepared))
             for arm, second_stream in arms(config).items():
                 name = arm + suffix(round_, repeat)
                 graph[name] = train_student(
-                    place, name, certified, prepared, runtime,
+                    place, name, read, prepared, runtime,
                     second_stream=second_stream, init=previous[arm], pseudo=store, round_=round_, repeat=repeat,
                 )  # fmt: skip
                 evaluated(name, graph[name])
@@ -262,10 +263,8 @@ def _conclude(out: Path, config: RunConfig, prepared: Prepared, graph: Graph, gi
 def _pseudo_record(config: RunConfig, prepared: Prepared, graph: Graph) -> dict[str, Any]:
     """What the last round's store holds at this run's threshold."""
     store = pseudo_labels(graph["pseudo" + suffix(config.rounds, 0)], prepared)
-    return {
-        "threshold": config.pseudo.model_dump(mode="json")["score_threshold"],
-        "counts": store.counts(config.pseudo),
-    }
+    pseudo = with_class_shares(config.pseudo, store)
+    return {"threshold": pseudo.model_dump(mode="json")["score_threshold"], "counts": store.counts(pseudo)}
 
 
 def _verdicts(record: dict[str, Any]) -> list[str]:

@@ -17,7 +17,16 @@ from tutelage.data.duplicates import HashBook
 from tutelage.data.index import Index
 from tutelage.data.joining import join
 from tutelage.data.loader import evaluation_batches
-from tutelage.data.pseudo import Leak, Manifest, PseudoStore, StoreWriter, open_store, score_limits, store_index
+from tutelage.data.pseudo import (
+    Leak,
+    Manifest,
+    PseudoStore,
+    StoreWriter,
+    open_store,
+    score_limits,
+    store_index,
+    with_class_shares,
+)
 from tutelage.engine.guard import device_batch, memory_limited
 from tutelage.engine.progress import Progress
 from tutelage.engine.runtime import Runtime, launch
@@ -86,11 +95,12 @@ def label(
     held_out = () if kept_out is None else (kept_out.with_classes(class_names),)
     stage = launch(config.runtime, _label_alone, place, config, teacher, pool, held_out)
     store = open_store(stage.folder)
-    counts = ", ".join(f"{value} {name}" for name, value in store.counts(config.pseudo).items())
+    pseudo = with_class_shares(config.pseudo, store)
+    counts = ", ".join(f"{value} {name}" for name, value in store.counts(pseudo).items())
     console.print(f"{out}: {counts}")
     if export:
         write, name = PSEUDO_LABELS[annotation][export]
-        write(out / "export" / name, RECORDS[annotation](store, pool, config.pseudo), class_names)
+        write(out / "export" / name, RECORDS[annotation](store, pool, pseudo), class_names)
         console.print(f"Exported to {out / 'export' / name}")
     return stage.record
 
@@ -279,13 +289,14 @@ def _without_leak(outcome: Outcome, batch: Batch, leaks: HashBook | None) -> Out
 def store_record(folder: Path, pool: Index, config: RunConfig) -> dict[str, Any]:
     """What a stage's record says of its store."""
     store = open_store(folder)
+    pseudo = with_class_shares(config.pseudo, store)
     return {
         "kind": "label",
-        "counts": store.counts(config.pseudo),
+        "counts": store.counts(pseudo),
         "skipped": [{"path": path, "reason": reason} for path, reason in store.skipped(SKIPPED_NAMED)],
         "views": list(config.label.views),
         "scales": list(config.label.scales),
-        "threshold": config.pseudo.model_dump(mode="json")["score_threshold"],
+        "threshold": pseudo.model_dump(mode="json")["score_threshold"],
         "pool": pool.description,
         "roots": [str(root.resolve()) for root in pool.roots],  # for pages that show its images
     }

@@ -17,7 +17,7 @@ from tutelage.data.duplicates import HashBook
 from tutelage.data.index import Index
 from tutelage.data.joining import join
 from tutelage.data.loader import labeled_pair_batches, pool_pair_batches, train_batches
-from tutelage.data.pseudo import PseudoStore, open_store, store_index
+from tutelage.data.pseudo import PseudoStore, open_store, store_index, with_class_shares
 from tutelage.engine.loop import Stream
 from tutelage.engine.objectives import Student
 from tutelage.engine.online import OnlineStudent, teacher_decay
@@ -145,6 +145,11 @@ class Online:
                 f"--verdicts {config.sources.verdicts}: with student.mode=online nobody can have looked at the labels; "
                 "no verdicts are allowed. Leave them out, or set student.mode=offline."
             )
+        if config.pseudo.class_share < 1:
+            raise InputError(
+                f"pseudo.class_share={config.pseudo.class_share}: shares are of a store, and with student.mode=online "
+                "there is none; 1 is allowed. Set it, with thresholds by class if need be, or student.mode=offline."
+            )
         if config.pseudo.empty == "drop" and config.student.ignored == "drop":
             raise InputError(
                 "pseudo.empty=drop with student.ignored=drop: online, images without a confident box would become "
@@ -231,6 +236,11 @@ def sample_of_pool(config: RunConfig, pool: Index) -> Index:
 def pseudo_labels(made: Stage, prepared: Prepared) -> PseudoStore:
     """The store of a stage, with what people said of it."""
     return open_store(made.folder).with_verdicts(prepared.verdicts, "--verdicts")
+
+
+def with_shares(config: RunConfig, store: PseudoStore) -> RunConfig:
+    """The config with the thresholds by class that `pseudo.class_share` means in this store."""
+    return config.model_copy(update={"pseudo": with_class_shares(config.pseudo, store)})
 
 
 def _made(pseudo: Stage | None) -> Stage:

@@ -31,7 +31,7 @@ from tutelage.workflows.anchors import with_fitted_anchors
 from tutelage.workflows.assembly import load_trained, open_given
 from tutelage.workflows.evaluation import evaluate_stage, judge_all
 from tutelage.workflows.joint import JointTraining, joint_training
-from tutelage.workflows.modes import MODES, pseudo_labels, reading
+from tutelage.workflows.modes import MODES, pseudo_labels, reading, with_shares
 from tutelage.workflows.options import Paths, require_sources, resolve
 from tutelage.workflows.prepare import Prepared, prepare
 from tutelage.workflows.stages import (
@@ -148,7 +148,9 @@ def _train_graph(
     sets = prepared.sets
     if given:
         if "pseudo-1" in given:
-            require_kept(pseudo_labels(given["pseudo-1"], prepared), config.pseudo)
+            store = pseudo_labels(given["pseudo-1"], prepared)
+            require_kept(store, config.pseudo)
+            config = with_shares(config, store)
         trained = train_student(
             place,
             "student",

@@ -3,6 +3,7 @@
 from tutelage.data.pseudo.masks import StoredMask
 from tutelage.data.pseudo.provenance import write_provenance
 from tutelage.data.pseudo.reading import PseudoStore, open_store, require_kept, score_limits, store_index
+from tutelage.data.pseudo.shares import with_class_shares
 from tutelage.data.pseudo.verdicts import Verdicts, merge, read_verdicts, write_verdicts
 from tutelage.data.pseudo.writing import Leak, Manifest, Outcome, StoreWriter
 
@@ -20,6 +21,7 @@ __all__ = [
     "require_kept",
     "score_limits",
     "store_index",
+    "with_class_shares",
     "write_provenance",
     "write_verdicts",
 ]
