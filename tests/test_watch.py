@@ -300,7 +300,7 @@ def looked(lines: list[dict[str, float]], **config: Any) -> list[Alarm]:
             True,
             r"loss is 30 and began at 1: .*Lower train\.lr \(now 100\)",
         ),
-        ([{"ratio": 12.0}], "contradiction", False, r"human labels cost 12 times.*class names"),
+        ([{"ratio": 120.0}], "contradiction", False, r"human labels cost 120 times.*class names"),
         ([{"ratio": 0.02}], "misfit", False, r"pseudo-labels cost 50 times"),
         ([{}] * 5 + [{"gradient_norm": 30.0}], "gradient", False, r"norm is 30 and was 2 until now.*train\.lr"),
         ([{"gradient_norm": 25.0}] * 5, "clipping", False, r"cut to train\.clip_norm=10 at nearly every step"),

@@ -21,7 +21,9 @@ Guard = Literal["warn", "stop"]
 
 DIVERGED = 10.0  # times its start that a loss reaches only when the weights have left every sensible place
 LEAST_DIVERGED = 1.0  # about what an untrained network has: below it, nothing is lost
-RATIO = (0.05, 10.0)  # of the losses' averages, human over pseudo-labels; healthy runs stay between 0.2 and 3
+RATIO = (0.05, 100.0)
+"""Of the losses' averages, human over pseudo-labels. Healthy runs stay between 0.2 and 3, and below 25 where only the
+surest fifth of the pixels is kept, whose loss is small."""
 STEEP = 10.0  # times the median of the lines before that a gradient's norm is out of hand
 LINES_KNOWN = 5  # lines of the log that make a median, or a habit
 LINES_KEPT = 50
