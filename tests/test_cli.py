@@ -42,6 +42,14 @@ def test_each_verb_is_a_function_with_the_same_arguments(verb: str) -> None:
     assert set(inspect.signature(getattr(tutelage, verb)).parameters) == command
 
 
+def test_each_recipe_says_in_a_whole_sentence_what_it_is_for() -> None:
+    found = tutelage.recipes()
+    assert set(found) == set(recipe_names())
+    for name, purpose in found.items():
+        assert purpose.count("(") == purpose.count(")") and purpose.endswith("."), f"{name}: {purpose}"
+    assert found["detection-paper-r50"].endswith("from random weights (arXiv:2006.06882, app. H).")
+
+
 def test_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes"]) == 0
     assert "detection-paper-b7" in capsys.readouterr().out
@@ -164,7 +172,8 @@ def test_an_interrupted_fit_exits_with_130_and_continues(scenes: Path, tmp_path:
     command += ["--recipe", "detection-demo", *TINY, "teacher.min_steps=400"]
     process = subprocess.Popen([sys.executable, "-m", "tutelage", *command], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("run/stages/teacher-*/log.jsonl")) and time.monotonic() < deadline:
+    while not any(log.stat().st_size for log in tmp_path.glob("run/stages/teacher-*/log.jsonl")):
+        assert process.poll() is None and time.monotonic() < deadline, "it trains"
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)

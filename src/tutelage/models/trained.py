@@ -49,6 +49,7 @@ APACHE, BSD = "apache-2.0", "bsd-3-clause"
 DINOV2 = "arXiv:2304.07193, with registers arXiv:2309.16588"
 
 TRAINED: tuple[Trained, ...] = (
+    *_trained("imagenet", "timm's test models", APACHE, {"test_resnet.r160_in1k": None}),
     *_trained("imagenet", "arXiv:2110.00476", APACHE, {"resnet10t.c3_in1k": 68.4}),
     *_trained(
         "imagenet",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib import resources
 from json import dumps
 from pathlib import Path
@@ -29,8 +30,8 @@ PUBLISHED = {
 
 
 def recipes() -> dict[str, str]:
-    """Prints and returns the shipped recipes with their first comment."""
-    found = {name: _first_comment(name) for name in recipe_names()}
+    """Prints and returns the shipped recipes with what they are for."""
+    found = {name: _purpose(name) for name in recipe_names()}
     table = Table("recipe", "what for", box=None)
     for name, comment in found.items():
         table.add_row(f"{name} (default)" if name == default_recipe("detection") else name, comment)
@@ -135,7 +136,8 @@ def _print_costs(costs: Costs) -> None:
     Console().print(costs.table(), *costs.lines(), sep="\n", highlight=False)
 
 
-def _first_comment(name: str) -> str:
+def _purpose(name: str) -> str:
+    """The first sentence of a recipe's comments, which may cite a section (sec. 3.2, app. H)."""
     text = (resources.files("tutelage") / "recipes" / f"{name}.yaml").read_text()
     lines = [line.removeprefix("# ") for line in text.splitlines() if line.startswith("#")]
-    return " ".join(lines).split(". ")[0].rstrip(".") + "."
+    return re.split(r"(?<!sec)(?<!app)\. ", " ".join(lines))[0].rstrip(".") + "."
