@@ -50,6 +50,16 @@ def test_each_recipe_says_in_a_whole_sentence_what_it_is_for() -> None:
     assert found["detection-paper-r50"].endswith("from random weights (arXiv:2006.06882, app. H).")
 
 
+@pytest.mark.parametrize("verb", ["predict", "label", "export", "review"])
+def test_a_file_in_the_place_of_a_folder_is_said(
+    finished: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    (tmp_path / "file").touch()
+    given = {"predict": [str(scenes / "test" / "images")], "label": ["--unlabeled", str(scenes / "pool" / "images")]}
+    assert main([verb, str(finished), *given.get(verb, []), "--out", str(tmp_path / "file" / "inside")]) == 2
+    assert capsys.readouterr().err.endswith("file/inside: a file is in the way; choose another folder.\n")
+
+
 def test_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes"]) == 0
     assert "detection-paper-b7" in capsys.readouterr().out

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tutelage.data.shapes import CROP_SHAPES, DISTRACTOR_SHAPES, SCENE_SHAPES, Outline
-from tutelage.files import write_text
+from tutelage.files import make_folder, write_text
 from tutelage.types import IGNORE
 
 SCENES, CROPS = 0, 1  # first number of a picture's seed
@@ -53,7 +53,7 @@ def draw_scenes(folder: Path, *, images: int, size: int = 96, seed: int = 0) -> 
         seed: of everything drawn.
     """
     for name in ("images", "masks"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
+        make_folder(folder / name)
     listing: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number in range(images):
@@ -82,7 +82,7 @@ def draw_class_crops(folder: Path, *, images_per_class: int, size: int = 64, see
         seed: of everything drawn.
     """
     for label, name in enumerate(CROP_SHAPES):
-        (folder / name).mkdir(parents=True, exist_ok=True)
+        make_folder(folder / name)
         for number in range(images_per_class):
             crop = draw_crop(CROP_SHAPES[name], size, np.random.default_rng([CROPS, seed, label, number]))
             _write_png(folder / name / f"{number:04d}.png", crop[..., ::-1])

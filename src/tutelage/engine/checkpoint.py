@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from tutelage.engine.objectives import Objective
 from tutelage.engine.watch import TrainingWatch
-from tutelage.files import read_json, write_json
+from tutelage.files import make_folder, read_json, write_json
 from tutelage.models.tensors import save_tensors
 from tutelage.types import InputError
 
@@ -66,7 +66,7 @@ def save_checkpoint(folder: Path, run_hash: str, state: State) -> None:
         InputError: the disk is full.
     """
     place = folder / FOLDER
-    place.mkdir(parents=True, exist_ok=True)
+    make_folder(place)
     name = f"step-{state.step:08d}.safetensors"
     save_tensors(place / name, _tensors(state))
     watch = state.watch.as_dict()

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as RichProgress
 from torch.utils.tensorboard import SummaryWriter
 
-from tutelage.files import write_text
+from tutelage.files import make_folder, write_text
 
 PLAIN_SECONDS = 30.0  # between plain lines that nothing else causes
 LOG_FILE = "log.jsonl"
@@ -119,7 +119,7 @@ class TrainingLog:
         self._writer: SummaryWriter | None = None
         if not main:
             return
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         write_text(self.path, "".join(_lines_until(self.path, first_step)))
         self._lines = self.path.open("a", encoding="utf-8", buffering=1)
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)

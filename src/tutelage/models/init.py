@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tutelage.config import ModelConfig
-from tutelage.files import read_json, write_json
+from tutelage.files import make_folder, read_json, write_json
 from tutelage.models.backbones import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -224,7 +224,7 @@ def save_model(folder: Path, model: Model, card: Mapping[str, Any]) -> None:
     Raises:
         InputError: the disk is full or not writable.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_tensors(folder / WEIGHTS, state)
     rebuild = {

@@ -20,7 +20,7 @@ from tutelage.data.joining import join
 from tutelage.data.readers import locate, open_source
 from tutelage.data.sheets import draw_boxes, draw_mask
 from tutelage.engine.runtime import Runtime, launch
-from tutelage.files import read_json
+from tutelage.files import make_folder, read_json
 from tutelage.tasks.table import TASKS, build_task
 from tutelage.types import Annotation, Boxes, InputError, Prediction
 from tutelage.workflows.assembly import PREDICTIONS, load_trained, open_model, require_format
@@ -117,7 +117,7 @@ def _predict(runtime: Runtime, config: RunConfig, stage: Stage, images: Index, o
             if output.pictures is not None:
                 picture = Image.fromarray(decode(images.path(outcome.image_id), config.data).pixels)
                 path = output.pictures / f"{name}.jpg"
-                path.parent.mkdir(parents=True, exist_ok=True)
+                make_folder(path.parent)
                 output.draw(picture, content, class_names).save(path, quality=90)
             found.append(replace(outcome, mask=None, levels=None))
             yield name, outcome.size, content

@@ -15,7 +15,7 @@ from tutelage.config import PseudoConfig
 from tutelage.data.pseudo import PseudoStore, open_store
 from tutelage.data.pseudo.verdicts import Verdicts, merge, read_verdicts, require_fitting, require_said, write_verdicts
 from tutelage.data.thumbnails import Album
-from tutelage.files import read_json, write_text
+from tutelage.files import make_folder, read_json, write_text
 from tutelage.reporting.page import image_roots
 from tutelage.reporting.read import Run, read_run
 from tutelage.reviews.exchange import export_labels, import_labels, require_format
@@ -134,7 +134,7 @@ def review(
         raise InputError("--export, --import: only one of them is allowed at a time. Leave out either.")
     if export:
         return _export(reviewed, folder, limit, export)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     if import_:
         return _import(reviewed, folder, Path(import_))
     return _serve(reviewed, folder, limit, port) if serve else _write(reviewed, folder, limit)

@@ -128,7 +128,7 @@ def run_stage(
             remove_checkpoint(stage.folder)
         return stage
     if runtime.is_main:
-        stage.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(stage.folder)
         console.print(f"[bold]{name}[/] in {stage.folder}")
     runtime.barrier()
     started = time.perf_counter()

@@ -24,6 +24,7 @@ from tutelage.data.index import Index
 from tutelage.data.masks import Mask, MaskCoding, MaskFile, encode_png, read_stored
 from tutelage.data.pseudo.tables import Columns, Found, Layout, Limits, table_path
 from tutelage.data.pseudo.verdicts import JudgedImage, Label, People
+from tutelage.files import make_folder
 from tutelage.types import IGNORE, Prediction
 
 LEVELS = 256  # levels are 256ths, see `Prediction.levels`
@@ -135,7 +136,7 @@ class MaskKind:
         if spoken:
             folder = described["folder"].with_name(described["folder"].name + "-people")
             drawn = [_drawn(MaskFile(masks[at], codings[0]), said[rows[at]], people, least) for at in spoken]
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             self.layouts["masks"].write(folder / DRAWN, drawn, {})
             codings.append(MaskCoding.of_store(folder.resolve(), np.zeros(len(limits), np.uint16)))
         for number, at in enumerate(spoken):

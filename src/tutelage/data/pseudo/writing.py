@@ -21,7 +21,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from tutelage.data.index import Index
 from tutelage.data.pseudo.kinds import KINDS
 from tutelage.data.pseudo.tables import IMAGES, Stored, read_metadata, table_path
-from tutelage.files import write_json
+from tutelage.files import make_folder, write_json
 from tutelage.types import InputError, Prediction, Skipped
 
 LAYOUT = 2
@@ -76,7 +76,7 @@ class StoreWriter:
         self.folder = folder
         self.manifest = manifest
         self.kind = KINDS[manifest.annotation]
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
 
     def missing_parts(self) -> list[int]:
         """Numbers of the parts that are still to be written.

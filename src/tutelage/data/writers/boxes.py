@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 
 from tutelage.data.writers.listing import write_coco_json
-from tutelage.files import write_text
+from tutelage.files import make_folder, write_text
 from tutelage.types import IGNORE_BOX, IGNORE_REGION, Boxes, InputError
 
 Record = tuple[str, tuple[int, int], Boxes]  # relative path, (height, width), boxes in pixels
@@ -118,7 +118,7 @@ def _add(parent: ET.Element, **children: object) -> None:
 def _write_tree(folder: Path, records: Iterable[Record], suffix: str, text: Callable[[Record], str]) -> None:
     for stem, record in _by_stem(records):
         path = folder / f"{stem}{suffix}"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         write_text(path, text(record))
 
 

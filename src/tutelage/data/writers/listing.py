@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any, TextIO
 
-from tutelage.files import atomic
+from tutelage.files import atomic, make_folder
 
 Entry = tuple[str, tuple[int, int], list[dict[str, Any]]]  # relative path, (height, width), annotations without ids
 
@@ -21,7 +21,7 @@ def write_coco_json(path: Path, entries: Iterable[Entry], class_names: Sequence[
         entries: the images with their annotations.
         class_names: names by label; the category of label k has the id k + 1.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     categories = [{"id": label + 1, "name": name} for label, name in enumerate(class_names)]
     # The images go to a file without a name, on the same disk: it ends with the process.
     with atomic(path) as temporary, temporary.open("w") as file, TemporaryFile("w+", dir=path.parent) as images:

@@ -15,7 +15,7 @@ from PIL import Image
 from tutelage.data.colors import IGNORE_COLOR, class_colors
 from tutelage.data.rle import Spans, box_of, class_spans, counts_of, encode_counts, num_pixels
 from tutelage.data.writers.listing import write_coco_json
-from tutelage.files import atomic, write_json
+from tutelage.files import atomic, make_folder, write_json
 from tutelage.types import IGNORE, InputError
 
 MaskRecord = tuple[str, tuple[int, int], NDArray[np.uint8]]
@@ -43,7 +43,7 @@ def write_mask_folder(folder: Path, records: Iterable[MaskRecord], class_names: 
     taken: set[str] = set()
     for name, size, mask in records:
         path = folder / "masks" / _free_name(name.lstrip("/"), taken)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         image = Image.fromarray(_fitted(mask, size))
         image.putpalette(palette.tobytes())
         with atomic(path) as temporary:

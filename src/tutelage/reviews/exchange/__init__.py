@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tutelage.data.pseudo.verdicts import FORMAT, Verdicts, parse_verdicts, read_verdicts, write_verdicts
-from tutelage.files import read_json
+from tutelage.files import make_folder, read_json
 from tutelage.reviews.exchange import coco, cvat, fiftyone, label_studio
 from tutelage.reviews.exchange.comparing import verdicts_of
 from tutelage.reviews.exchange.handing import Returned, Sheet
@@ -54,7 +54,7 @@ def export_labels(folder: Path, format: str, shown: Verdicts) -> Path:
     """Writes what is handed out into `folder/FORMAT`; returns the file, or folder, that a tool takes."""
     require_format(format)
     chosen, place = FORMATS[shown.annotation][format], folder / format
-    place.mkdir(parents=True, exist_ok=True)
+    make_folder(place)
     chosen.write(place, Sheet(shown))
     write_verdicts(place / SHOWN, shown)
     return place / chosen.name

@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field
 
 from tutelage.data.masks import encode_png, read_codes
 from tutelage.data.pseudo.verdicts import JudgedImage, Label, Region
-from tutelage.files import atomic, read_json, write_json
+from tutelage.files import atomic, make_folder, read_json, write_json
 from tutelage.reviews.exchange.handing import ID, IGNORED, Drawn, Returned, Sheet, about, corners, region, validated
 from tutelage.types import IGNORE, InputError
 
@@ -122,7 +122,7 @@ def write_masks(folder: Path, sheet: Sheet) -> None:
         for label in image.labels:
             mask[region(label).mask()] = IGNORE if label.verdict == "ignore" else names.index(label.name) + 1
         path = folder / MASKS_FOLDER / f"{stem}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         with atomic(path) as temporary:
             temporary.write_bytes(encode_png(mask))
     write_json(folder / "classes.json", {str(at + 1): name for at, name in enumerate(names)})
