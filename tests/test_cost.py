@@ -167,6 +167,22 @@ def test_images_and_flops_of_a_fit() -> None:
     assert stages["evaluate"].flops == 2 * one * 190
 
 
+def test_what_certifies_costs_teachers_of_folds_and_looks() -> None:
+    plain = {stage.name: stage for stage in stages_of(tiny(), IMAGES)}
+    for folds in (tiny("certify.folds=3"), tiny("certify.folds=3", "pseudo.score_threshold=certified")):
+        stages = {stage.name: stage for stage in stages_of(folds, IMAGES)}
+        assert (stages["fold"].times, stages["fold"].flops) == (3, 3 * plain["teacher"].flops)  # as many steps each
+        assert (stages["certify"].times, stages["certify"].images_seen) == (1, IMAGES.labeled)
+        assert {name: stages[name] for name in plain} == plain
+    lengthy = ("certify.fraction=0.25", "rounds=2", "repeats=3", "train.passes=8", "teacher.min_steps=1")
+    apart = {stage.name: stage for stage in stages_of(tiny(*lengthy), IMAGES)}
+    whole = {stage.name: stage for stage in stages_of(tiny(*lengthy[1:]), IMAGES)}
+    assert (apart["certify"].times, apart["certify"].images_seen) == (4, 4 * IMAGES.labeled // 4)
+    assert apart["certify"].multiply_adds == apart["label"].multiply_adds
+    assert apart["teacher"].images_seen == whole["teacher"].images_seen * 3 // 4
+    assert apart["evaluate"] == whole["evaluate"]
+
+
 def test_recomputed_activations_cost_a_forward_pass_and_save_memory() -> None:
     plain, recomputed = (
         stage_of(tiny(f"runtime.activation_checkpointing={value}"), "student") for value in ("false", "true")

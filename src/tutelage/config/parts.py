@@ -408,6 +408,11 @@ class RunConfig(Part):
             raise ValueError("pseudo.unsure=ignore needs student.ignored=mask: drop would make the boxes negatives")
         return self
 
+    @property
+    def certifies(self) -> bool:
+        """Whether pseudo-labels are certified on labeled images."""
+        return bool(self.certify.fraction or self.certify.folds or self.pseudo.score_threshold == "certified")
+
     def to_yaml(self) -> str:
         """The whole resolved config as YAML."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)

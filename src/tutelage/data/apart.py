@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,22 +33,35 @@ class Apart:
         return self.folds is None
 
 
+class Division(NamedTuple):
+    """How labeled images are divided to certify on some of them: folds where there are any, else a part set aside."""
+
+    fraction: float
+    folds: int
+    chosen: bool  # folds, because a part would be too small
+
+    @classmethod
+    def of(cls, certify: CertifyConfig, count: int) -> Self:
+        """Of `count` images; where neither is asked for, a fifth is set aside, or five folds where that is few."""
+        fraction = certify.fraction or DEFAULT_FRACTION
+        few = not (certify.fraction or certify.folds) and round(fraction * count) < FEW
+        return cls(fraction, certify.folds or (min(DEFAULT_FOLDS, count) if few else 0), few)
+
+
 def set_apart(labeled: Index, groups: NDArray[np.int64], certify: CertifyConfig, seed: int) -> tuple[Index, Apart]:
     """What is left to train on, and the images to certify on.
 
     Args:
         labeled: the labeled images (n) after the check.
         groups: (n,) numbers of images that belong together, which a split keeps together.
-        certify: where it asks for neither a fraction nor folds, a fifth is set aside, or five folds where that is few.
+        certify: what is asked for (see `Division`).
         seed: of the split.
 
     Raises:
         InputError: there are too few images for that.
     """
     count = len(np.unique(groups))
-    fraction = certify.fraction or DEFAULT_FRACTION
-    few = not (certify.fraction or certify.folds) and round(fraction * count) < FEW
-    folds = certify.folds or (min(DEFAULT_FOLDS, count) if few else 0)
+    fraction, folds, chosen = Division.of(certify, count)
     rng = np.random.default_rng([seed, CERTIFY_STREAM])
     offsets, labels = labeled.labels_per_image()
     codes = np.unique(groups, return_inverse=True)[1].astype(np.int64)
@@ -58,7 +72,7 @@ def set_apart(labeled: Index, groups: NDArray[np.int64], certify: CertifyConfig,
                 "folds are allowed. Choose fewer, or label more images."
             )
         numbers = draw_folds(offsets, labels, codes, folds, rng)
-        return labeled, Apart(labeled, groups, numbers, _folds_note(folds, len(labeled), few))
+        return labeled, Apart(labeled, groups, numbers, _folds_note(folds, len(labeled), chosen))
     aside = even_draw(offsets, labels, codes, fraction, rng)
     if not aside.any() or aside.all():
         raise InputError(

@@ -94,8 +94,7 @@ def prepare(config: RunConfig) -> Prepared:
 
 def _set_apart(sets: DataSets, config: RunConfig) -> tuple[DataSets, Apart | None]:
     """The sets without what is set aside to certify on, where a certificate is asked for."""
-    wanted = config.certify.fraction or config.certify.folds or config.pseudo.score_threshold == "certified"
-    if not wanted:
+    if not config.certifies:
         return sets, None
     groups = resampling_groups(sets.labeled, config.data)
     labeled, apart = set_apart(sets.labeled, groups, config.certify, config.seed)

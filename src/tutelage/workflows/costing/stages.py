@@ -7,9 +7,10 @@ pass more.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tutelage.config import RunConfig, StudentConfig, TrainConfig
+from tutelage.data.apart import Division
 from tutelage.engine.optim import num_steps_for
 from tutelage.workflows.costing.images import Images, pretrains
 from tutelage.workflows.costing.network import DryNetwork, classifier_network, main_network
@@ -49,14 +50,17 @@ def stages_of(config: RunConfig, images: Images) -> list[Stage]:
 
 
 def _fit(config: RunConfig, images: Images) -> list[Stage]:
-    """Teacher, labeling, control, student, and what is measured on."""
+    """Teacher, labeling, control, student, and what is certified and measured on."""
     network = main_network(config, images.num_classes)
+    certifying, images = _certifying(config, network, images)
     student, ratio = config.student.batch_size, config.pseudo.ratio
     chains = config.rounds * config.repeats
     stages = []
     for name, added in _joint_arms(config, network).items():
         streams = [Pass(network, config.teacher.batch_size), *added]
         stages.append(_training(name, 1, config, config.teacher, images.labeled, streams))
+    models = len(stages) + (3 if config.hidden_arm else 2) * chains
+    stages += certifying
     stores, mode = 1 + (config.rounds - 1) * config.repeats, MODES[config.student.mode]
     labeled = images.pool if mode.needs_store else min(config.student.online.sample, images.pool)
     stages.append(_labeling(config, network, stores, labeled))
@@ -65,9 +69,22 @@ def _fit(config: RunConfig, images: Images) -> list[Stage]:
         streams = [Pass(network, student), second, *_classified(config, student)]
         stages.append(_training(arm, chains, config, _student(config), images.labeled, streams))
     if images.test:
-        models = sum(stage.times for stage in stages if stage.name != "label")
         stages.append(_inference("evaluate", models, config, network, images.test))
     return stages
+
+
+def _certifying(config: RunConfig, network: DryNetwork, images: Images) -> tuple[list[Stage], Images]:
+    """Teachers of folds and what is looked at to certify, where that is asked for; and the images that are left."""
+    if not config.certifies:
+        return [], images
+    fraction, folds, _ = Division.of(config.certify, images.labeled)
+    if folds:
+        streams = [Pass(network, config.teacher.batch_size), *_classified(config, config.teacher.batch_size)]
+        fold = _training("fold", folds, config, config.teacher, images.labeled - images.labeled // folds, streams)
+        return [fold, _labeling(config, network, 1, images.labeled, name="certify")], images
+    aside, rounds = round(fraction * images.labeled), 1 + (config.rounds - 1) * config.repeats
+    looks = _labeling(config, network, rounds, aside, name="certify")
+    return [looks], replace(images, labeled=images.labeled - aside)
 
 
 def largest_pass(config: RunConfig) -> tuple[TrainConfig, int]:
@@ -155,11 +172,11 @@ def _training(
     )
 
 
-def _labeling(config: RunConfig, network: DryNetwork, times: int, num_images: int) -> Stage:
+def _labeling(config: RunConfig, network: DryNetwork, times: int, num_images: int, name: str = "label") -> Stage:
     """Every image passes in every view and at every scale, whose pixels grow with its square."""
     label = config.label
     views = len(label.views) * sum(scale**2 for scale in label.scales)
-    return _inference("label", times, config, network, num_images, views=views, largest=max(label.scales) ** 2)
+    return _inference(name, times, config, network, num_images, views=views, largest=max(label.scales) ** 2)
 
 
 def _measured(config: RunConfig, network: DryNetwork, times: int, images: Images) -> list[Stage]:
