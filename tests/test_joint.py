@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import shutil
 import signal
 import types
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 import tutelage
@@ -256,6 +258,20 @@ def test_a_joint_fit_says_what_joint_training_gave(finished_joint: Path) -> None
     page = (finished_joint / "report.html").read_text()
     assert "Teacher control" in page and "Joint training: " in page and "jointly, on classified ones" in page
     assert record["recommended"] in ("teacher", "control", "student")
+
+
+def test_classified_copies_of_held_out_images_are_not_trained_on(
+    scenes: Path, crops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    classes = shutil.copytree(crops, tmp_path / "crops")
+    held_out = [sorted((scenes / split / "images").iterdir())[0] for split in ("test", "val")]
+    for number, path in enumerate([*held_out, held_out[0]]):
+        with Image.open(path) as picture:  # the same picture in another file
+            picture.save(next(one for one in sorted(classes.iterdir()) if one.is_dir()) / f"copy-{number}.png")
+    settings = {"classification": classes, "val": annotation(scenes, "val"), "overrides": JOINT}
+    tutelage.fit(**arguments(scenes, tmp_path / "run", **settings, plan=True))
+    found = capsys.readouterr().err
+    assert "--classification: 3 of 35 images are also held out" in " ".join(found.split())
 
 
 def test_teacher_and_its_control_differ_in_one_key(finished_joint: Path) -> None:

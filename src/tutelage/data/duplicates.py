@@ -49,6 +49,11 @@ def leaks_between(ours: Prints, theirs: Prints) -> Leaks:
     return Leaks(rows, pairs[first, 1], first < len(exact))
 
 
+def copies_of(held_out: Index, index: Index, data: DataConfig) -> Rows:
+    """(k,) rows of `index` that show what is held out; decodes every image once, and passes over unreadable ones."""
+    return leaks_between(survey(index, data, tolerant=True).prints, survey(held_out, data).prints).rows
+
+
 def near_duplicate_groups(index: Index, data: DataConfig) -> Rows:
     """(n,) group numbers: images that are copies of each other, directly or through others, share one."""
     return groups_of(survey(index, data).prints)

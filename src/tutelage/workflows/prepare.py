@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tutelage.config import DataConfig, RunConfig
 from tutelage.data.apart import Apart, set_apart
 from tutelage.data.check import CheckReport, check_sets
-from tutelage.data.duplicates import near_duplicate_groups
+from tutelage.data.duplicates import copies_of, near_duplicate_groups
 from tutelage.data.index import Index
 from tutelage.data.pseudo import Verdicts, read_verdicts, score_limits
 from tutelage.data.pseudo.verdicts import require_fitting
@@ -21,6 +21,7 @@ from tutelage.data.splits import group_ids, merge_groups
 from tutelage.tasks.table import TASKS
 from tutelage.types import InputError
 from tutelage.workflows.joint import open_classified
+from tutelage.workflows.stages import console
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,26 @@ def prepare(config: RunConfig) -> Prepared:
         for index in (sets.test, sets.val)
     )
     sets, apart = _set_apart(sets, config)
-    return Prepared(sets, test_groups, val_groups, report, classified, verdicts, apart)
+    prepared = Prepared(sets, test_groups, val_groups, report, classified, verdicts, apart)
+    return _without_classified_copies(prepared, config)
+
+
+def _without_classified_copies(prepared: Prepared, config: RunConfig) -> Prepared:
+    """The same without classified images that are also held out, which are counted."""
+    classified, held_out = prepared.classified, prepared.held_out
+    if classified is None or not held_out:
+        return prepared
+    copies = np.unique(np.concatenate([copies_of(one, classified, config.data) for one in held_out]))
+    if not len(copies):
+        return prepared
+    note = (
+        f"--classification: {len(copies)} of {len(classified)} images are also held out (test set, selection split, or "
+        "set aside to certify on), and are not used."
+    )
+    console.print(note)
+    kept = classified.select(np.setdiff1d(np.arange(len(classified)), copies))
+    sets = replace(prepared.sets, notes=[*prepared.sets.notes, note])
+    return replace(prepared, sets=sets, classified=kept)
 
 
 def _set_apart(sets: DataSets, config: RunConfig) -> tuple[DataSets, Apart | None]:

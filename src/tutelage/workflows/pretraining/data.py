@@ -11,11 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tutelage.config import DataConfig, PretrainConfig, RunConfig
-from tutelage.data.duplicates import leaks_between
+from tutelage.data.duplicates import copies_of
 from tutelage.data.index import Index
 from tutelage.data.joining import join
 from tutelage.data.readers import open_index
-from tutelage.data.survey import survey
 from tutelage.models.init import read_card
 from tutelage.models.model import Classifier
 from tutelage.types import InputError
@@ -98,11 +97,10 @@ def without_leaks(data: PretrainData, config: DataConfig) -> PretrainData:
     """The same with a pool that holds no copies of held-out images, which are counted; decodes every image once."""
     if data.pool is None or not len(data.held_out):
         return data
-    held_out = survey(data.source.select(data.held_out), config)
-    leaks = leaks_between(survey(data.pool, config, tolerant=True).prints, held_out.prints)
+    leaks = copies_of(data.source.select(data.held_out), data.pool, config)
     if len(leaks):
         console.print(f"--unlabeled: {len(leaks)} of {len(data.pool)} images are also held out, and are not used.")
-    kept = np.setdiff1d(np.arange(len(data.pool)), leaks.rows)
+    kept = np.setdiff1d(np.arange(len(data.pool)), leaks)
     return replace(data, pool=data.pool.select(kept), leaks=len(leaks))
 
 
