@@ -264,17 +264,18 @@ def test_the_surest_share_is_that_of_the_thresholds_that_the_record_names(
     finished_masks: Path, scenes: Path, tmp_path: Path
 ) -> None:
     stages = {name: finished_masks / path for name, path in record_of(finished_masks)["stages"].items()}
-    given = {"teacher": stages["teacher"], "pseudo": stages["pseudo-1"], "stages": tmp_path / "stages"}
-    for name, pseudo in (("share", "class_share=0.25"), ("named", "score_threshold={}")):
-        out, shown = tmp_path / name, record_of(tmp_path / "share") if name == "named" else {}
-        limits = json.dumps(shown["pseudo"]["threshold"]).replace('"', "") if shown else ""
-        overrides = (*TINY, f"pseudo.{pseudo.format(limits)}")
-        tutelage.fit(**mask_arguments(scenes, out, **given, overrides=overrides))
-    share, named = (record_of(tmp_path / name) for name in ("share", "named"))
-    assert len(set(share["pseudo"]["threshold"].values())) > 1
-    assert share["pseudo"] == named["pseudo"]
-    assert share["pseudo"]["counts"]["pixels_kept"] < record_of(finished_masks)["pseudo"]["counts"]["pixels_kept"]
-    assert Path(share["stages"]["student-1"]) == Path(named["stages"]["student-1"]), "one training serves both"
+    given = {"teacher": stages["teacher"], "pseudo": stages["pseudo-1"]}
+    share = (*TINY, "pseudo.class_share=0.25")
+    tutelage.fit(**mask_arguments(scenes, tmp_path / "fit", **given, overrides=share))
+    record = record_of(tmp_path / "fit")
+    limits = record["pseudo"]["threshold"]
+    assert len(set(limits.values())) > 1
+    assert record["pseudo"]["counts"]["pixels_kept"] < record_of(finished_masks)["pseudo"]["counts"]["pixels_kept"]
+    student = record_of(tmp_path / "fit" / record["stages"]["student-1"])
+    named = (*TINY, "pseudo.score_threshold=" + json.dumps(limits).replace('"', ""))
+    for name, overrides in (("share", share), ("named", named)):
+        trained = tutelage.train(**mask_arguments(scenes, tmp_path / name, **given, overrides=overrides))
+        assert trained["hash"] == student["hash"], "one training, however its thresholds were given"
     exported = tutelage.label(
         finished_masks, unlabeled=scenes / "pool" / "images", out=tmp_path / "store", device="cpu",
         overrides=("pseudo.score_threshold=0.1", "pseudo.class_share=0.25"),
