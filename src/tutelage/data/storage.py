@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
 from tutelage import __version__
-from tutelage.files import TEMPORARY, atomic, make_folder, remove_stale
+from tutelage.files import TEMPORARY, atomic, remove_stale
 from tutelage.types import InputError
 
 LAYOUT = 4
@@ -47,7 +47,7 @@ def cache_folder() -> Path:
     """
     folder = Path(os.environ.get("TUTELAGE_CACHE") or platformdirs.user_cache_dir("tutelage")) / "indexes"
     try:
-        make_folder(folder)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
             f"{folder}: the cache folder cannot be made ({error.strerror}). Set TUTELAGE_CACHE to a folder that can be "
