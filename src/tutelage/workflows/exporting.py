@@ -85,9 +85,8 @@ def export(
     ending = _ending(config.task, {"--nms": nms, "--masks": masks})
     check_levels(config.model)
     network = load_trained(stage, config.task).eval()
-    graph = ending.build(network, config)
-    with atomic_folder(out, replace=overwrite) as folder:
-        described = _write(folder, stage, network, config, ending, graph)
+    with atomic_folder(out, replace=overwrite) as folder:  # first of all: the graph takes its time
+        described = _write(folder, stage, network, config, ending, ending.build(network, config))
     console.print(f"{out / ONNX_FILE}: {', '.join(ending.outputs)}; what they mean says {out / DESCRIPTION}")
     return described
 
