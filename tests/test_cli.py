@@ -179,7 +179,7 @@ def test_pretrain_holds_out_a_part_of_each_class(tmp_path: Path) -> None:
 def test_an_interrupted_fit_exits_with_130_and_continues(scenes: Path, tmp_path: Path) -> None:
     options = ["--labeled", str(annotation(scenes, "labeled")), "--unlabeled", str(scenes / "pool" / "images")]
     command = ["fit", *options, "--test", str(annotation(scenes, "test")), "--out", str(tmp_path / "run")]
-    command += ["--recipe", "detection-demo", *TINY, "teacher.min_steps=400"]
+    command += ["--recipe", "detection-demo", *TINY, "teacher.min_steps=400", "runtime.log_every=1"]
     process = subprocess.Popen([sys.executable, "-m", "tutelage", *command], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not any(log.stat().st_size for log in tmp_path.glob("run/stages/teacher-*/log.jsonl")):
