@@ -9,7 +9,7 @@ demo: .venv/ready
 	$(BIN)/tutelage demo --out demo-run
 
 test: .venv/ready
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu"
 
 torture: .venv/ready
 	$(BIN)/python -m pytest -m torture
