@@ -99,7 +99,7 @@ def looped_match(anchors: Tensor, xyxy: Tensor, normal: Tensor, ignored: Tensor)
 @pytest.mark.parametrize("pairs", [1, 5000, 1 << 22])
 @pytest.mark.parametrize("seed", range(3))
 def test_matching_equals_brute_force(seed: int, pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(matching, "PAIRS_AT_ONCE", pairs)
+    monkeypatch.setattr(matching, "PAIRS_AT_ONCE", {"cpu": pairs})
     boxes = random_boxes(seed, images=2, count=9, side=64)
     whole = AnchorConfig(octaves=1, aspect_ratios=(1.0, 4.0, 0.25))  # with whole numbers equal overlaps are equal
     anchors = task(SMALL.model_copy(update={"anchors": whole})).anchors((64, 64), torch.device("cpu"))

@@ -13,8 +13,9 @@ from tutelage.types import IGNORE_BOX, IGNORE_REGION
 
 POSITIVE_IOU = 0.5
 NEGATIVE, IGNORED = -1, -2
-PAIRS_AT_ONCE = 1 << 22
-"""Anchor-box pairs compared at a time, which bounds the memory (16 MB a temporary) for any number of boxes."""
+PAIRS_AT_ONCE = {"cpu": 1 << 20}
+"""Anchor-box pairs compared at a time, which bounds the memory for any number of boxes; 4 bytes each a temporary."""
+PAIRS_AT_ONCE_ELSEWHERE = 1 << 22
 
 
 def match_anchors(anchors: Tensor, xyxy: Tensor, normal: Tensor, ignored: Tensor) -> Tensor:
@@ -31,12 +32,28 @@ def match_anchors(anchors: Tensor, xyxy: Tensor, normal: Tensor, ignored: Tensor
         normal: (B, N) bool: boxes to be found.
         ignored: (B, N) uint8: IGNORE_REGION and IGNORE_BOX where anchors shall be left out, else 0.
     """
+    if xyxy.device.type != "cpu" or torch.compiler.is_compiling():
+        return _match(anchors, xyxy, normal, ignored)
+    # A few images at a time, with no more padding than they need: beside one crowded image most of a batch is padding.
+    batch, most = normal.shape
+    group = max(1, PAIRS_AT_ONCE["cpu"] // max(1, len(anchors) * most))
+    ends = torch.arange(1, most + 1) * (normal | (ignored > 0))
+    matched = []
+    for images in (slice(start, start + group) for start in range(0, batch, group)):
+        count = int(ends[images].max()) if most else 0
+        matched.append(_match(anchors, xyxy[images, :count], normal[images, :count], ignored[images, :count]))
+    return torch.cat(matched)
+
+
+def _match(anchors: Tensor, xyxy: Tensor, normal: Tensor, ignored: Tensor) -> Tensor:
+    """As `match_anchors`, for all images at once, in chunks of their boxes."""
     batch, count = normal.shape
     best = anchors.new_zeros(batch, len(anchors))
     winner = torch.full_like(best, NEGATIVE, dtype=torch.int64)
     claimed_by = torch.full_like(winner, count)  # the first box that claims the anchor; `count` is nobody
     left_out = torch.zeros_like(winner, dtype=torch.bool)
-    step = max(1, PAIRS_AT_ONCE // max(1, best.numel()))
+    pairs = PAIRS_AT_ONCE.get(anchors.device.type, PAIRS_AT_ONCE_ELSEWHERE)
+    step = max(1, pairs // max(1, best.numel()))
     some_ignored = ignored.device.type != "cpu" or bool(ignored.any())  # to ask a GPU would be to wait for it
     for start in range(0, count, step):
         chunk = slice(start, start + step)
