@@ -1,7 +1,7 @@
 """The parts of a detector that are not its network, each beside a peer: matching, focal loss, suppression.
 
 - Matching of 640 px anchors with the boxes of a batch: torchvision's `box_iou` and `Matcher` (low-quality matches
-  allowed), image by image as its RetinaNet does.
+  allowed), image by image as its RetinaNet does. Also of a batch of small pictures with one crowded among them.
 - Focal loss with its gradient over the anchors of a batch, 80 classes: torchvision's `sigmoid_focal_loss`, summed.
 - Suppression of 2 000 boxes of 80 classes: `supervision`'s, by class; torchvision's is what ours calls.
 
@@ -25,6 +25,7 @@ from tutelage.tasks.detection.losses import focal_sum
 from tutelage.tasks.detection.matching import match_anchors
 
 CANVAS, LEVELS, BATCH, BOXES, CLASSES, DETECTIONS, ROUNDS = (640, 640), range(3, 8), 4, 8, 80, 2000, 7
+SMALL, SMALL_LEVELS, CROWD, OTHERS = (256, 256), range(3, 7), 56, 15
 
 
 def made_boxes(count: int, generator: torch.Generator) -> Tensor:
@@ -33,13 +34,24 @@ def made_boxes(count: int, generator: torch.Generator) -> Tensor:
 
 
 def matching(generator: torch.Generator) -> tuple[Callable[[], object], Callable[[], object]]:
-    anchors = make_anchors(CANVAS, LEVELS, AnchorConfig())
     boxes = torch.stack([made_boxes(BOXES, generator) for _ in range(BATCH)])
-    normal, ignored = torch.ones(BATCH, BOXES, dtype=torch.bool), torch.zeros(BATCH, BOXES, dtype=torch.uint8)
+    return matched(make_anchors(CANVAS, LEVELS, AnchorConfig()), boxes, torch.full((BATCH,), BOXES))
+
+
+def matching_beside_a_crowd(generator: torch.Generator) -> tuple[Callable[[], object], Callable[[], object]]:
+    boxes = torch.stack([made_boxes(CROWD, generator) / 2.5 for _ in range(1 + OTHERS)])
+    counts = torch.cat([torch.tensor([CROWD]), torch.randint(1, 20, (OTHERS,), generator=generator)])
+    return matched(make_anchors(SMALL, SMALL_LEVELS, AnchorConfig()), boxes, counts)
+
+
+def matched(anchors: Tensor, boxes: Tensor, counts: Tensor) -> tuple[Callable[[], object], Callable[[], object]]:
+    normal = torch.arange(boxes.shape[1]) < counts[:, None]
+    ignored = torch.zeros_like(normal, dtype=torch.uint8)
     matcher = Matcher(0.5, 0.5, allow_low_quality_matches=True)
+    images = [image[:count] for image, count in zip(boxes, counts.tolist(), strict=True)]
     return (
         lambda: match_anchors(anchors, boxes, normal, ignored),
-        lambda: [matcher(box_iou(image, anchors)) for image in boxes],
+        lambda: [matcher(box_iou(image, anchors)) for image in images],
     )
 
 
@@ -79,7 +91,7 @@ def fastest(work: Callable[[], object]) -> float:
 def main() -> None:
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
-    for part in (matching, focal_loss, suppression):
+    for part in (matching, matching_beside_a_crowd, focal_loss, suppression):
         ours, peer = part(generator)
         pairs = [(fastest(ours), fastest(peer)) for _ in range(ROUNDS)][1:]
         own, other = (min(column) for column in zip(*pairs, strict=True))
