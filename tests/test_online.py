@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -140,6 +141,28 @@ def test_a_teacher_that_sees_less_and_less_is_told_of_early_and_stopped(
     assert 45 < run(training("stopped", PlantedTask())).resumed_from < 76
     run(training("control", Fading(), 4, arm="labeled"))
     assert "second_left" not in log_of(tmp_path / "control")[-1], "people say what it learns"
+
+
+class Swelling(PlantedTask):
+    """Sees a box in every corner of the picture after 30 looks."""
+
+    def boxes_of(self, number: int) -> Boxes:
+        corners = np.array([[0.0, 0], [0, 24], [24, 0], [24, 24]])
+        everywhere = Boxes.build(np.hstack([corners, corners + 6]), np.zeros(4, int), np.ones(4))
+        return super().boxes_of(0) if len(self.looks) <= 30 else everywhere
+
+
+def test_a_teacher_that_sees_more_and_more_is_told_of(tmp_path: Path) -> None:
+    alarms = {}
+    for name, task in {"steady": PlantedTask(), "swelling": Swelling()}.items():
+        objective = online_student(toy_network(seed=3), task, burn_in=3, **OPTIONS)
+        training = replace(online_training(tmp_path / name, num_steps=48), objective=objective)
+        alarms[name] = {alarm.cause: alarm for alarm in run(training).alarms}
+    assert "swelling" not in alarms["steady"]
+    assert not alarms["swelling"]["swelling"].lost
+    assert (
+        "times as much" in alarms["swelling"]["swelling"].text and "student.lr" in alarms["swelling"]["swelling"].text
+    )
 
 
 def test_a_teacher_of_which_nothing_is_ever_taken_is_told_of(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ STEEP = 10.0  # times the median of the lines before that a gradient's norm is o
 LINES_KNOWN = 5  # lines of the log that make a median, or a habit
 LINES_KEPT = 50
 FADING, GONE = 1 / 2, 1 / 50  # of what a teacher that learns on found in the pool at first
+SWOLLEN = 2.0  # times that: in trials, those that helped stayed below 1.2 and those that hurt reached 1.8 to 5
 CLIPPED = 2.0  # times train.clip_norm: on average half of each step is cut away
 
 
@@ -80,7 +81,7 @@ class TrainingWatch:
     def look(self, figures: Mapping[str, float], config: TrainConfig) -> list[Alarm]:
         """What is wrong by a line of the log."""
         found = [*self._divergence(figures), *self._balance(figures), *self._gradient(figures, config)]
-        found += self._collapse(figures.get("second_left", 1.0))
+        found += self._drift(figures.get("second_left", 1.0))
         self.alarms = {**{alarm.cause: alarm for alarm in found}, **self.alarms}
         self.norms = [*self.norms, figures["gradient_norm"]][-LINES_KEPT:]
         return found
@@ -126,7 +127,8 @@ class TrainingWatch:
                 "labeled images show.",
             )
 
-    def _collapse(self, left: float) -> Iterator[Alarm]:
+    def _drift(self, left: float) -> Iterator[Alarm]:
+        """A teacher that learns on and finds less and less in the pool, or more and more."""
         remedy = (
             "Leave what it is unsure of out of the loss (pseudo.unsure=ignore pseudo.empty=drop), lower "
             "pseudo.score_threshold, or start from a better teacher."
@@ -143,6 +145,14 @@ class TrainingWatch:
                 "fading",
                 f"the teacher takes {left:.0%} as much from the pool as when the burn-in ended: where what it misses "
                 f"is background, the student unlearns it, and the teacher misses more. {remedy}",
+            )
+        elif left > SWOLLEN:
+            yield Alarm(
+                "swelling",
+                f"the teacher takes {left:.1f} times as much from the pool as when the burn-in ended: what it finds "
+                "wrongly the student learns, and the teacher finds more. Lower student.lr, raise "
+                "pseudo.score_threshold, or make background of what it is unsure of (pseudo.unsure=negative "
+                "pseudo.empty=background).",
             )
 
     def _gradient(self, figures: Mapping[str, float], config: TrainConfig) -> Iterator[Alarm]:
