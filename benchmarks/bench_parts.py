@@ -35,16 +35,18 @@ def made_boxes(count: int, generator: torch.Generator) -> Tensor:
 
 def matching(generator: torch.Generator) -> tuple[Callable[[], object], Callable[[], object]]:
     boxes = torch.stack([made_boxes(BOXES, generator) for _ in range(BATCH)])
-    return matched(make_anchors(CANVAS, LEVELS, AnchorConfig()), boxes, torch.full((BATCH,), BOXES))
+    return ours_and_the_peers(make_anchors(CANVAS, LEVELS, AnchorConfig()), boxes, torch.full((BATCH,), BOXES))
 
 
 def matching_beside_a_crowd(generator: torch.Generator) -> tuple[Callable[[], object], Callable[[], object]]:
     boxes = torch.stack([made_boxes(CROWD, generator) / 2.5 for _ in range(1 + OTHERS)])
     counts = torch.cat([torch.tensor([CROWD]), torch.randint(1, 20, (OTHERS,), generator=generator)])
-    return matched(make_anchors(SMALL, SMALL_LEVELS, AnchorConfig()), boxes, counts)
+    return ours_and_the_peers(make_anchors(SMALL, SMALL_LEVELS, AnchorConfig()), boxes, counts)
 
 
-def matched(anchors: Tensor, boxes: Tensor, counts: Tensor) -> tuple[Callable[[], object], Callable[[], object]]:
+def ours_and_the_peers(
+    anchors: Tensor, boxes: Tensor, counts: Tensor
+) -> tuple[Callable[[], object], Callable[[], object]]:
     normal = torch.arange(boxes.shape[1]) < counts[:, None]
     ignored = torch.zeros_like(normal, dtype=torch.uint8)
     matcher = Matcher(0.5, 0.5, allow_low_quality_matches=True)
@@ -91,7 +93,7 @@ def fastest(work: Callable[[], object]) -> float:
 def main() -> None:
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
-    for part in (matching, matching_beside_a_crowd, focal_loss, suppression):
+    for part in (matching, focal_loss, suppression, matching_beside_a_crowd):
         ours, peer = part(generator)
         pairs = [(fastest(ours), fastest(peer)) for _ in range(ROUNDS)][1:]
         own, other = (min(column) for column in zip(*pairs, strict=True))

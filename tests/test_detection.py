@@ -1,6 +1,7 @@
 """Detection: targets against brute force, losses against hand-computed numbers, decoding, views."""
 
 import itertools
+from collections.abc import Callable
 import math
 
 import numpy as np
@@ -96,18 +97,22 @@ def looped_match(anchors: Tensor, xyxy: Tensor, normal: Tensor, ignored: Tensor)
     return result
 
 
-@pytest.mark.parametrize("pairs", [1, 5000, 1 << 22])
+@pytest.mark.parametrize("match", [match_anchors, matching._match])  # a few images at a time, as on a CPU, or all
+@pytest.mark.parametrize("pairs", [1, 5000, 1 << 22])  # one image at a time, two, all
 @pytest.mark.parametrize("seed", range(3))
-def test_matching_equals_brute_force(seed: int, pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_matching_equals_brute_force(
+    seed: int, pairs: int, match: Callable[..., torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(matching, "PAIRS_AT_ONCE", {"cpu": pairs})
-    boxes = random_boxes(seed, images=2, count=9, side=64)
+    boxes = random_boxes(seed, images=5, count=9, side=64)
+    boxes.valid[3] = False
     whole = AnchorConfig(octaves=1, aspect_ratios=(1.0, 4.0, 0.25))  # with whole numbers equal overlaps are equal
     anchors = task(SMALL.model_copy(update={"anchors": whole})).anchors((64, 64), torch.device("cpu"))
     normal, ignored = boxes.valid & (boxes.ignore == 0), boxes.ignore * boxes.valid
-    matched = match_anchors(anchors, boxes.xyxy, normal, ignored)
+    matched = match(anchors, boxes.xyxy, normal, ignored)
     assert matched.dtype == torch.int32
     assert {-2, -1} < set(matched.unique().tolist())
-    for image in range(2):
+    for image in range(5):
         expected = looped_match(anchors, boxes.xyxy[image], normal[image], ignored[image])
         assert matched[image].tolist() == expected
 

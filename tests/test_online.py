@@ -21,6 +21,7 @@ from tutelage.engine.objectives import Joint, Objective, Student, Supervised
 from tutelage.engine.online import OnlineStudent, teacher_decay
 from tutelage.engine.optim import averaged_copy
 from tutelage.engine.runtime import Runtime, launch
+from tutelage.engine.watch import TrainingWatch
 from tutelage.tasks.classification import ClassificationTask
 from tutelage.tasks.detection import DetectionTask
 from tutelage.types import Batch, Boxes, InputError, Prediction
@@ -144,7 +145,7 @@ def test_a_teacher_that_sees_less_and_less_is_told_of_early_and_stopped(
 
 
 class Swelling(PlantedTask):
-    """Sees a box in every corner of the picture after 30 looks."""
+    """Sees one box in each image, and after 30 looks one in every corner."""
 
     def boxes_of(self, number: int) -> Boxes:
         corners = np.array([[0.0, 0], [0, 24], [24, 0], [24, 24]])
@@ -153,16 +154,21 @@ class Swelling(PlantedTask):
 
 
 def test_a_teacher_that_sees_more_and_more_is_told_of(tmp_path: Path) -> None:
-    alarms = {}
-    for name, task in {"steady": PlantedTask(), "swelling": Swelling()}.items():
-        objective = online_student(toy_network(seed=3), task, burn_in=3, **OPTIONS)
-        training = replace(online_training(tmp_path / name, num_steps=48), objective=objective)
-        alarms[name] = {alarm.cause: alarm for alarm in run(training).alarms}
-    assert "swelling" not in alarms["steady"]
-    assert not alarms["swelling"]["swelling"].lost
-    assert (
-        "times as much" in alarms["swelling"]["swelling"].text and "student.lr" in alarms["swelling"]["swelling"].text
-    )
+    objective = online_student(toy_network(seed=3), Swelling(), burn_in=3, **OPTIONS)
+    training = replace(online_training(tmp_path, num_steps=48), objective=objective)
+    alarms = {alarm.cause: alarm for alarm in run(training).alarms}
+    assert not alarms["swelling"].lost and "times as much from the pool" in alarms["swelling"].text
+
+
+@pytest.mark.parametrize(
+    ("left", "positives", "causes"),
+    [(1.4, 40.0, []), (1.6, 40.0, ["swelling"]), (1.6, 4.0, []), (0.4, 40.0, ["fading"]), (0.01, 1.0, ["collapse"])],
+)
+def test_when_a_teacher_that_learns_on_is_called_swelling_fading_or_gone(
+    left: float, positives: float, causes: list[str]
+) -> None:
+    figures = {"loss": 1.0, "lr": 0.1, "gradient_norm": 1.0, "second_left": left, "second_positives": positives}
+    assert [alarm.cause for alarm in TrainingWatch().look(figures, TrainConfig())] == causes
 
 
 def test_a_teacher_of_which_nothing_is_ever_taken_is_told_of(tmp_path: Path) -> None:

@@ -28,7 +28,8 @@ STEEP = 10.0  # times the median of the lines before that a gradient's norm is o
 LINES_KNOWN = 5  # lines of the log that make a median, or a habit
 LINES_KEPT = 50
 FADING, GONE = 1 / 2, 1 / 50  # of what a teacher that learns on found in the pool at first
-SWOLLEN = 2.0  # times that: in trials, those that helped stayed below 1.2 and those that hurt reached 1.8 to 5
+SWOLLEN = 1.5  # times that
+MANY_FOUND = 10  # positives a step: more than so many do not grow by half by chance
 CLIPPED = 2.0  # times train.clip_norm: on average half of each step is cut away
 
 
@@ -81,7 +82,7 @@ class TrainingWatch:
     def look(self, figures: Mapping[str, float], config: TrainConfig) -> list[Alarm]:
         """What is wrong by a line of the log."""
         found = [*self._divergence(figures), *self._balance(figures), *self._gradient(figures, config)]
-        found += self._drift(figures.get("second_left", 1.0))
+        found += self._drift(figures.get("second_left", 1.0), figures.get("second_positives", 0.0))
         self.alarms = {**{alarm.cause: alarm for alarm in found}, **self.alarms}
         self.norms = [*self.norms, figures["gradient_norm"]][-LINES_KEPT:]
         return found
@@ -127,11 +128,11 @@ class TrainingWatch:
                 "labeled images show.",
             )
 
-    def _drift(self, left: float) -> Iterator[Alarm]:
+    def _drift(self, left: float, found: float) -> Iterator[Alarm]:
         """A teacher that learns on and finds less and less in the pool, or more and more."""
         remedy = (
-            "Leave what it is unsure of out of the loss (pseudo.unsure=ignore pseudo.empty=drop), lower "
-            "pseudo.score_threshold, or start from a better teacher."
+            "Lower student.lr or pseudo.score_threshold, leave boxes that it is unsure of out of the loss "
+            "(pseudo.unsure=ignore pseudo.empty=drop), or start from a better teacher."
         )
         if left < GONE:
             yield Alarm(
@@ -146,12 +147,12 @@ class TrainingWatch:
                 f"the teacher takes {left:.0%} as much from the pool as when the burn-in ended: where what it misses "
                 f"is background, the student unlearns it, and the teacher misses more. {remedy}",
             )
-        elif left > SWOLLEN:
+        elif left > SWOLLEN and found > MANY_FOUND:
             yield Alarm(
                 "swelling",
                 f"the teacher takes {left:.1f} times as much from the pool as when the burn-in ended: what it finds "
                 "wrongly the student learns, and the teacher finds more. Lower student.lr, raise "
-                "pseudo.score_threshold, or make background of what it is unsure of (pseudo.unsure=negative "
+                "pseudo.score_threshold, or make background of boxes that it is unsure of (pseudo.unsure=negative "
                 "pseudo.empty=background).",
             )
 

@@ -14,8 +14,8 @@ from tutelage.types import IGNORE_BOX, IGNORE_REGION
 POSITIVE_IOU = 0.5
 NEGATIVE, IGNORED = -1, -2
 PAIRS_AT_ONCE = {"cpu": 1 << 20}
-"""Anchor-box pairs compared at a time, which bounds the memory for any number of boxes; 4 bytes each a temporary."""
-PAIRS_AT_ONCE_ELSEWHERE = 1 << 22
+"""Anchor-box pairs compared at a time: on a CPU what stays near its cache, elsewhere what bounds the memory."""
+PAIRS_AT_ONCE_ELSEWHERE = 1 << 22  # 16 MB a temporary
 
 
 def match_anchors(anchors: Tensor, xyxy: Tensor, normal: Tensor, ignored: Tensor) -> Tensor:
@@ -32,15 +32,15 @@ def match_anchors(anchors: Tensor, xyxy: Tensor, normal: Tensor, ignored: Tensor
         normal: (B, N) bool: boxes to be found.
         ignored: (B, N) uint8: IGNORE_REGION and IGNORE_BOX where anchors shall be left out, else 0.
     """
-    if xyxy.device.type != "cpu" or torch.compiler.is_compiling():
+    if xyxy.device.type != "cpu" or not normal.numel():
         return _match(anchors, xyxy, normal, ignored)
     # A few images at a time, with no more padding than they need: beside one crowded image most of a batch is padding.
     batch, most = normal.shape
-    group = max(1, PAIRS_AT_ONCE["cpu"] // max(1, len(anchors) * most))
+    group = max(1, PAIRS_AT_ONCE["cpu"] // (len(anchors) * most))
     ends = torch.arange(1, most + 1) * (normal | (ignored > 0))
     matched = []
     for images in (slice(start, start + group) for start in range(0, batch, group)):
-        count = int(ends[images].max()) if most else 0
+        count = int(ends[images].max())
         matched.append(_match(anchors, xyxy[images, :count], normal[images, :count], ignored[images, :count]))
     return torch.cat(matched)
 
