@@ -1,8 +1,8 @@
 """Detection: targets against brute force, losses against hand-computed numbers, decoding, views."""
 
 import itertools
-from collections.abc import Callable
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -101,7 +101,7 @@ def looped_match(anchors: Tensor, xyxy: Tensor, normal: Tensor, ignored: Tensor)
 @pytest.mark.parametrize("pairs", [1, 5000, 1 << 22])  # one image at a time, two, all
 @pytest.mark.parametrize("seed", range(3))
 def test_matching_equals_brute_force(
-    seed: int, pairs: int, match: Callable[..., torch.Tensor], monkeypatch: pytest.MonkeyPatch
+    seed: int, pairs: int, match: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(matching, "PAIRS_AT_ONCE", {"cpu": pairs})
     boxes = random_boxes(seed, images=5, count=9, side=64)
