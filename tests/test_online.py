@@ -31,8 +31,11 @@ NAMES = ("a", "b", "c")
 
 def test_the_decay_by_hand() -> None:
     decays = {0: 0.0, 9: 0.0, 10: 1 / 11, 19: 0.5, 99: 0.9, 999: 0.99, 24_999: 0.9996, 10**6: 0.9996}
-    assert {step: teacher_decay(0.9996, step) for step in decays} == pytest.approx(decays)
-    assert teacher_decay(0.0, 10**6) == 0
+    assert {step: teacher_decay(0.9996, 0, step) for step in decays} == pytest.approx(decays)
+    assert {step: teacher_decay(0.9996, 7, step - 7) for step in decays if step > 7} == pytest.approx(
+        {step: decay for step, decay in decays.items() if step > 7}
+    )
+    assert teacher_decay(0.0, 0, 10**6) == 0
 
 
 def stepped(objective: Objective, batches: dict[str, Batch]) -> list[Tensor]:
@@ -95,7 +98,7 @@ def online_training(folder: Path, **changes: Any) -> Training:
     plain = training_in(folder)
     objective = online_student(toy_network(seed=3), PlantedTask(), burn_in=3, **OPTIONS)
     streams = {**plain.streams, "second": Stream(None, 4, in_two_views)}  # type: ignore[arg-type]
-    return replace(plain, objective=objective, streams=streams, average=partial(teacher_decay, 0.9996), **changes)
+    return replace(plain, objective=objective, streams=streams, average=partial(teacher_decay, 0.9996, 0), **changes)
 
 
 def test_a_stopped_and_continued_training_equals_one_never_stopped(tmp_path: Path) -> None:

@@ -214,7 +214,10 @@ class OnlineConfig(Part):
     """A teacher that is the running average of the student and labels the pool as training goes."""
 
     burn_in: int = Field(100, ge=0, description="steps on labeled images alone before pseudo-labels count")
-    decay: Fraction = Field(0.9996, description="largest decay of the running average, min(decay, 1 - 10 / steps)")
+    decay: Fraction = Field(
+        0.9996,
+        description="largest decay of the running average, min(decay, 1 - 10 / steps), the teacher's steps counted",
+    )
     sample: PositiveInt = Field(256, description="pool images whose pseudo-labels are stored to be looked at")
 
 

@@ -132,9 +132,10 @@ class OnlineStudent(Student):
         return self.steps < max(self.burn_in, STEPS_KNOWN)
 
 
-def teacher_decay(largest: float, step: int) -> float:
+def teacher_decay(largest: float, before: int, step: int) -> float:
     """The teacher's decay after `step` (from 0): min(largest, 1 - 10 / steps), over the last tenth of the steps so far.
 
-    In the first ten steps the teacher is the student itself.
+    Those that the weights were trained for `before` count too: a trained teacher is not given up for what the student
+    becomes in its first steps. Without any, the teacher of the first ten steps is the student itself.
     """
-    return max(0.0, min(largest, 1 - 10 / (step + 1)))
+    return max(0.0, min(largest, 1 - 10 / (before + step + 1)))

@@ -62,8 +62,8 @@ class Mode(Protocol):
         """What is minimized."""
         ...
 
-    def average(self, student: StudentConfig) -> Callable[[int], float] | None:
-        """The decay of averaged weights after a step, as `Training` has it."""
+    def average(self, student: StudentConfig, before: int) -> Callable[[int], float] | None:
+        """The decay of averaged weights after a step, as `Training` has it; they were trained for `before` steps."""
         ...
 
     def notes(self, config: RunConfig, prepared: Prepared, graph: Mapping[str, Stage]) -> list[str]:
@@ -102,7 +102,7 @@ class Offline:
         """The normalized loss of both streams."""
         return Student(task, model, student)
 
-    def average(self, student: StudentConfig) -> Callable[[int], float] | None:
+    def average(self, student: StudentConfig, before: int) -> Callable[[int], float] | None:
         """That of `ema_decay`."""
         return None
 
@@ -187,9 +187,9 @@ class Online:
         """The same loss, with a teacher."""
         return OnlineStudent(task, model, student, config.pseudo)
 
-    def average(self, student: StudentConfig) -> Callable[[int], float] | None:
+    def average(self, student: StudentConfig, before: int) -> Callable[[int], float] | None:
         """The teacher's."""
-        return partial(teacher_decay, student.online.decay)
+        return partial(teacher_decay, student.online.decay, before)
 
     def notes(self, config: RunConfig, prepared: Prepared, graph: Mapping[str, Stage]) -> list[str]:
         """What became of the images that the student drew, and what the store that is shown holds."""

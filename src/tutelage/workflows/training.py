@@ -223,12 +223,15 @@ def train_student(
     mode = MODES[student.mode]
     joint = joint_training(config, prepared.classified, config.joint.student_weight)
     started = config.model.init if student.init == "model" else student.init
+    before = _steps_of(init) if started == "teacher" else 0
+    average = mode.average(student, before)
     key = {
         **_base_key(config, student, data),
         "seed": config.seed + repeat,
         "round": round_,
         "second": mode.key(config, prepared, student, pseudo),
         "init": init.hash if started == "teacher" else init_digest(started),
+        **({"steps_before": before} if average else {}),
         **(joint.key if joint else {}),
     }
 
@@ -242,7 +245,7 @@ def train_student(
         objective = mode.objective(task, model, config, student)
         training = _training(stage, config, student, data, objective, round_=round_, repeat=repeat)
         second = mode.second_stream(config, prepared, student, pseudo)
-        training = replace(training, streams={**training.streams, "second": second}, average=mode.average(student))
+        training = replace(training, streams={**training.streams, "second": second}, average=average)
         if runtime.is_main and pseudo is not None and second_stream == "pool":
             write_provenance(stage.folder / "second-stream.parquet", pseudo_labels(pseudo, prepared), config.pseudo)
         return _train_and_save(stage, training, joint, runtime, config)
@@ -270,6 +273,11 @@ def _teachers_model(teacher: Stage, config: RunConfig, joint: JointTraining | No
     if joint is None or known != joint.image_classes:
         model.classifier = None
     return model
+
+
+def _steps_of(trained: Stage) -> int:
+    """Steps of the training that made a model, by its card; 0 where the card does not say."""
+    return int(read_card(trained.model_folder).get("steps", 0))
 
 
 def _base_key(config: RunConfig, part: TrainConfig, data: DataSets) -> dict[str, Any]:
@@ -347,6 +355,7 @@ def _train_and_save(
             "data": config.data.model_dump(mode="json", include={"range"}),  # 16-bit pictures are read the same later
             "precision": runtime.precision,
             "trained_as": stage.name,
+            "steps": training.num_steps,
             "hash": stage.hash,
         }
         save_model(stage.folder / "model", cast(Network, result.model), card)

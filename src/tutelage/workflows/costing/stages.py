@@ -98,7 +98,7 @@ def largest_pass(config: RunConfig) -> tuple[TrainConfig, int]:
 def _student(config: RunConfig) -> StudentConfig:
     """The student's training part with the averaged weights that its mode keeps."""
     student = config.student
-    averages = MODES[student.mode].average(student) is not None
+    averages = MODES[student.mode].average(student, before=0) is not None
     return student.model_copy(update={"ema_decay": student.online.decay}) if averages else student
 
 
