@@ -31,6 +31,7 @@ def check_arms(out: Path) -> None:
         assert arm["key"]["init"] == student["key"]["init"] == stages["teacher"]["hash"]
         assert (arm["steps"], arm["seed"], arm["batch_size"]) == (student["steps"], student["seed"], 4)
         assert arm["second_stream"]["images"] == student["second_stream"]["images"] == 4 * student["steps"]
+    assert student["key"]["steps_before"] == stages["teacher"]["steps"], "its average goes on from the teacher's"
     assert stages["pseudo-1"]["key"]["teacher"] == student["hash"]
     record = json.loads((out / "run.json").read_text())
     assert record["pseudo"]["counts"]["images"] == 9
