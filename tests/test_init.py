@@ -264,6 +264,9 @@ def test_a_folder_without_its_card_is_unfinished(tmp_path: Path) -> None:
     (tmp_path / "model.json").write_text(json.dumps({**card, "format": 99}))
     with pytest.raises(InputError, match="format 99"):
         load_model(tmp_path)
+    (tmp_path / "model.json").write_text(json.dumps({**card, "steps": "many"}))
+    with pytest.raises(InputError, match=r"model\.json: steps: .*valid integer"):
+        load_model(tmp_path)
     (tmp_path / "model.json").write_text(json.dumps({**card, "num_classes": 4}))
     with pytest.raises(InputError, match=r"class_predictor.*other shapes|other shapes.*class_predictor"):
         load_model(tmp_path)

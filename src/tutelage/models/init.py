@@ -82,6 +82,7 @@ class Card(BaseModel):
     num_classes: Annotated[int, Field(strict=True, ge=0, le=MAX_CLASSES)]
     class_names: tuple[str, ...] = ()
     image_classes: tuple[str, ...] | None = None
+    steps: Annotated[int, Field(strict=True, ge=0)] = 0  # of the training that made it
     model: dict[str, Any]
     canvas: tuple[PositiveInt, PositiveInt]
     normalization: Statistics

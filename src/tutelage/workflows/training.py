@@ -223,15 +223,15 @@ def train_student(
     mode = MODES[student.mode]
     joint = joint_training(config, prepared.classified, config.joint.student_weight)
     started = config.model.init if student.init == "model" else student.init
-    before = _steps_of(init) if started == "teacher" else 0
-    average = mode.average(student, before)
+    learns_on = not mode.needs_store  # its teacher averages over the training that it continues, too
+    before = _steps_of(init) if learns_on and started == "teacher" else 0
     key = {
         **_base_key(config, student, data),
         "seed": config.seed + repeat,
         "round": round_,
         "second": mode.key(config, prepared, student, pseudo),
         "init": init.hash if started == "teacher" else init_digest(started),
-        **({"steps_before": before} if average else {}),
+        **({"steps_before": before} if learns_on else {}),
         **(joint.key if joint else {}),
     }
 
@@ -245,7 +245,9 @@ def train_student(
         objective = mode.objective(task, model, config, student)
         training = _training(stage, config, student, data, objective, round_=round_, repeat=repeat)
         second = mode.second_stream(config, prepared, student, pseudo)
-        training = replace(training, streams={**training.streams, "second": second}, average=average)
+        training = replace(
+            training, streams={**training.streams, "second": second}, average=mode.average(student, before)
+        )
         if runtime.is_main and pseudo is not None and second_stream == "pool":
             write_provenance(stage.folder / "second-stream.parquet", pseudo_labels(pseudo, prepared), config.pseudo)
         return _train_and_save(stage, training, joint, runtime, config)
@@ -277,7 +279,8 @@ def _teachers_model(teacher: Stage, config: RunConfig, joint: JointTraining | No
 
 def _steps_of(trained: Stage) -> int:
     """Steps of the training that made a model, by its card; 0 where the card does not say."""
-    return int(read_card(trained.model_folder).get("steps", 0))
+    steps: int = read_card(trained.model_folder).get("steps", 0)
+    return steps
 
 
 def _base_key(config: RunConfig, part: TrainConfig, data: DataSets) -> dict[str, Any]:
