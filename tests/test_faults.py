@@ -2,11 +2,9 @@
 the same command continues afterwards, and ends with what an undisturbed one leaves.
 """
 
-import multiprocessing
 import os
 import resource
 import shutil
-import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +19,6 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from tests.test_kills import command
 from tests.torture.harness import assert_equal, leftovers
 from tutelage.cli import main
-from tutelage.data.loader import streams
 from tutelage.data.pseudo.writing import StoreWriter
 from tutelage.engine.objectives import Objective
 from tutelage.files import read_json
@@ -112,11 +109,6 @@ def test_a_fit_goes_on_after_every_fault(
     with at_step(3, lambda: (set(psutil.Process().children()) - before).pop().kill()):
         message = refused(arguments, capsys)
     assert "a worker process died" in message and "memory" in message and "runtime.workers" in message
-    of_torch = signal.getsignal(signal.SIGCHLD)
-    streams._kill_workers()  # what a program's end does with those that an error has cut off
-    for worker in multiprocessing.active_children():
-        worker.join(8)
-    signal.signal(signal.SIGCHLD, of_torch)
     assert set(psutil.Process().children()) <= before
     assert main(arguments) == 0
     assert_equal(tmp_path / "run", finished)

@@ -5,6 +5,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import time
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import psutil
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -519,6 +521,21 @@ class Deadly:
 def test_a_worker_that_dies_is_explained() -> None:
     with pytest.raises(InputError, match=r"a worker process died .*runtime\.workers"):
         list(streams._loaded(Deadly(), [[0], [1]], collate, workers=1))
+
+
+def test_a_worker_that_dies_is_told_of_by_its_own_stream(index: Index) -> None:
+    """Not by a signal in the midst of whatever the program does, and neither stream leaves a process behind."""
+    before = set(psutil.Process().children())
+    doomed = train_batches(index, **options(num_steps=20, workers=1))
+    next(doomed)
+    (worker,) = set(psutil.Process().children()) - before
+    worker.kill()
+    assert len(list(train_batches(index, **options(num_steps=3, workers=1)))) == 3
+    while worker.status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    with pytest.raises(InputError, match=r"a worker process died .*runtime\.workers"):
+        list(doomed)
+    assert set(psutil.Process().children()) <= before
 
 
 ABANDONED = """

@@ -28,7 +28,6 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 
 from tutelage.config import RuntimeConfig
 from tutelage.cores import available_cores
-from tutelage.data.loader import worker_death
 from tutelage.data.storage import cache_folder
 from tutelage.files import atomic, mendable, unfinished
 from tutelage.processes import end_with
@@ -213,13 +212,11 @@ def _choose_device(config: RuntimeConfig) -> str:
 
 
 def _enter(fabric: Fabric, config: RuntimeConfig, call: Call) -> Any:
-    """What the function returns; faults of disks and loader processes become what a user is told of them."""
+    """What the function returns; faults of disks become what a user is told of them."""
     try:
         return call.function(Runtime(fabric, config), *call.args, **call.kwargs)
     except OSError as error:
         raise mendable(error) or error from error
-    except RuntimeError as error:
-        raise worker_death(error) or error from error
 
 
 def _spawn(fabric: Fabric, config: RuntimeConfig, call: Call, folder: Path) -> Any:

@@ -12,7 +12,6 @@ from tutelage.data.loader.streams import (
     pool_pair_batches,
     train_batches,
     view_batches,
-    worker_death,
 )
 
 __all__ = [
@@ -29,5 +28,4 @@ __all__ = [
     "shown_mask",
     "train_batches",
     "view_batches",
-    "worker_death",
 ]

@@ -11,6 +11,7 @@ import signal
 import sys
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import active_children
@@ -21,6 +22,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch._C import _remove_worker_pids
 from torch.utils.data import DataLoader
 
 from tutelage.augment.plan import Plan
@@ -321,17 +323,33 @@ def _loaded(
 
 
 def _iterate(loader: DataLoader[Any]) -> Generator[Any, None, None]:
-    batches = iter(loader)
     try:
-        while (batch := next(batches, None)) is not None:
-            if isinstance(batch, InputError):
-                raise batch
-            yield batch
-    except RuntimeError as error:
-        raise worker_death(error) or error from error
-    finally:
-        if loader.num_workers:  # now: a traceback that keeps the iterator would let later forks inherit it
-            batches._shutdown_workers()  # type: ignore[attr-defined]
+        with _opened(loader) as batches:
+            while (batch := next(batches, None)) is not None:
+                if isinstance(batch, InputError):
+                    raise batch
+                yield batch
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        raise _worker_death(error) or error from error
+
+
+@contextmanager
+def _opened(loader: DataLoader[Any]) -> Iterator[Iterator[Any]]:
+    """An iterator over the loader, whose workers end with the block."""
+    batches: Any = iter(loader)
+    if not loader.num_workers:
+        yield batches
+        return
+    # Only `next` shall tell that a worker died. Torch's signal handler would raise wherever this process happens to be,
+    # and where that is the start of another stream's worker, nobody would know of the new process.
+    _remove_worker_pids(id(batches))
+    batches._worker_pids_set = False
+    try:
+        yield batches
+    finally:  # now: a traceback that keeps the iterator would let later forks inherit it
+        batches._shutdown_workers()
+        for worker in batches._workers:
+            worker.kill()  # it may wait for a lock that a dead one held
 
 
 def _close(reference: weakref.ref[Generator[Any, None, None]]) -> None:
@@ -342,7 +360,6 @@ def _close(reference: weakref.ref[Generator[Any, None, None]]) -> None:
 
 def _kill_workers() -> None:
     """Those of streams that an error has cut off, in whatever state; what would not end else are daemons alone."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise
     for child in active_children():
         if child.daemon:
             child.kill()
@@ -356,12 +373,12 @@ def _start_worker(parent: int, worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def worker_death(error: RuntimeError) -> InputError | None:
+def _worker_death(error: Exception) -> InputError | None:
     """What a user is told when a loader process was killed; None of other errors.
 
-    Torch raises it wherever the main process happens to be, mostly within a step.
+    Torch says so in a RuntimeError; for a moment a dead process may count as running, and only its socket is closed.
     """
-    if "DataLoader worker" not in str(error):
+    if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
         return None
     return InputError(
         f"loader: a worker process died ({' '.join(str(error).split())}), most often for want of memory. "
