@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 import signal
 import sys
 import weakref
@@ -378,7 +379,7 @@ def _worker_death(error: Exception) -> InputError | None:
 
     Torch says so in a RuntimeError; for a moment a dead process may count as running, and only its socket is closed.
     """
-    if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
+    if isinstance(error, RuntimeError) and not re.search("exited unexpectedly|killed by signal", str(error)):
         return None
     return InputError(
         f"loader: a worker process died ({' '.join(str(error).split())}), most often for want of memory. "
