@@ -1,5 +1,6 @@
 """Streams of batches: the same for any ranks, workers, micro-batches and after a stop; targets follow their images."""
 
+import errno
 import os
 import pickle
 import signal
@@ -514,13 +515,19 @@ def test_broken_images(tmp_path: Path, workers: int) -> None:
 class Deadly:
     """Samples that end their process."""
 
+    def __init__(self, number: int) -> None:
+        self.number = number
+
     def __getitem__(self, key: int) -> Any:
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), self.number)
 
 
-def test_a_worker_that_dies_is_explained() -> None:
-    with pytest.raises(InputError, match=r"a worker process died .*runtime\.workers"):
-        list(streams._loaded(Deadly(), [[0], [1]], collate, workers=1))
+@pytest.mark.parametrize(
+    ("number", "told"), [(signal.SIGKILL, "most often for want of memory"), (signal.SIGBUS, "--shm-size")]
+)
+def test_a_worker_that_dies_is_explained(number: int, told: str) -> None:
+    with pytest.raises(InputError, match=rf"a worker process died .*{told}.*runtime\.workers"):
+        list(streams._loaded(Deadly(number), [[0], [1]], collate, workers=1))
 
 
 def test_a_worker_that_dies_is_told_of_by_its_own_stream(index: Index) -> None:
@@ -531,10 +538,49 @@ def test_a_worker_that_dies_is_told_of_by_its_own_stream(index: Index) -> None:
     (worker,) = set(psutil.Process().children()) - before
     worker.kill()
     assert len(list(train_batches(index, **options(num_steps=3, workers=1)))) == 3
-    while worker.status() != psutil.STATUS_ZOMBIE:
-        time.sleep(0.01)
     with pytest.raises(InputError, match=r"a worker process died .*runtime\.workers"):
         list(doomed)
+    assert set(psutil.Process().children()) <= before
+
+
+def test_a_worker_that_dies_while_it_sends() -> None:
+    """More than its pipe takes at once: what is missing will never come, and the read would wait for it."""
+    before = set(psutil.Process().children())
+    stream = streams._loaded(range(4), [[0], [1], [2]], lambda rows: (rows, bytes(1 << 20)), workers=1)
+    next(stream)
+    (worker,) = set(psutil.Process().children()) - before
+    time.sleep(0.2)  # until it waits for the pipe to be read
+    worker.kill()
+    with pytest.raises(InputError, match="a worker process died"):
+        list(stream)
+    assert set(psutil.Process().children()) <= before
+
+
+class Faulty:
+    """Samples with an error of their own."""
+
+    def __getitem__(self, key: int) -> Any:
+        raise EOFError("of the sample")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_errors_of_samples_are_no_deaths(workers: int) -> None:
+    with pytest.raises(EOFError, match="of the sample"):
+        list(streams._loaded(Faulty(), [[0]], collate, workers=workers))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of torch's iterator, half made
+def test_workers_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, fork, forks = set(psutil.Process().children()), os.fork, iter(range(2))
+
+    def limited() -> int:
+        if next(forks, None) is None:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        return fork()
+
+    monkeypatch.setattr(os, "fork", limited)
+    with pytest.raises(InputError, match=r"could not be started .*Cannot allocate memory.*runtime\.workers"):
+        next(streams._loaded(range(8), [[row] for row in range(8)], list, workers=3))
     assert set(psutil.Process().children()) <= before
 
 

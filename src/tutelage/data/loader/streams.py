@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import re
 import signal
 import sys
 import weakref
@@ -16,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import active_children
+from multiprocessing.connection import wait
 from multiprocessing.util import Finalize
 from typing import Any, TypedDict, Unpack
 
@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch._C import _remove_worker_pids
+from torch._C import _remove_worker_pids, _set_worker_pids
 from torch.utils.data import DataLoader
 
 from tutelage.augment.plan import Plan
@@ -54,6 +54,11 @@ from tutelage.data.loader.samples import (
 )
 from tutelage.processes import end_with
 from tutelage.types import Annotation, Batch, Boxes, InputError, Skipped
+
+FEWER = (
+    "Lower runtime.workers (0 loads without workers), runtime.cache_megabytes or the batch size, then run the same "
+    "command: it continues."
+)
 
 
 class StreamOptions(TypedDict):
@@ -324,33 +329,95 @@ def _loaded(
 
 
 def _iterate(loader: DataLoader[Any]) -> Generator[Any, None, None]:
-    try:
-        with _opened(loader) as batches:
-            while (batch := next(batches, None)) is not None:
-                if isinstance(batch, InputError):
-                    raise batch
-                yield batch
-    except (RuntimeError, ConnectionError, EOFError) as error:
-        raise _worker_death(error) or error from error
+    with _opened(loader) as draw:
+        while (batch := draw()) is not None:
+            if isinstance(batch, InputError):
+                raise batch
+            yield batch
 
 
 @contextmanager
-def _opened(loader: DataLoader[Any]) -> Iterator[Iterator[Any]]:
-    """An iterator over the loader, whose workers end with the block."""
-    batches: Any = iter(loader)
+def _opened(loader: DataLoader[Any]) -> Iterator[Callable[[], Any]]:
+    """Gives the next batch, or None after the last.
+
+    Workers end with the block, not with the last reference to them: a traceback keeps some, and later forks would
+    inherit the workers' pipes.
+    """
     if not loader.num_workers:
-        yield batches
+        yield partial(next, iter(loader), None)
         return
-    # Only `next` shall tell that a worker died. Torch's signal handler would raise wherever this process happens to be,
-    # and where that is the start of another stream's worker, nobody would know of the new process.
+    batches = _started(loader)
+    try:
+        yield partial(_next, batches)
+    finally:
+        try:
+            if _death(batches._workers):  # torch might wait forever for the rest of what the dead one was sending
+                batches._shutdown = True
+                if loader.pin_memory:
+                    batches._pin_memory_thread_done_event.set()
+            else:
+                batches._shutdown_workers()
+        finally:
+            _end(batches._workers)
+
+
+def _started(loader: DataLoader[Any]) -> Any:
+    """Torch's iterator, of whose workers its handler of signals does not know (`_next` says why)."""
+    before = set(active_children())
+    try:
+        batches: Any = iter(loader)
+    except (OSError, RuntimeError) as error:
+        _end(set(active_children()) - before)
+        raise InputError(f"loader: a worker process died or could not be started ({error}). {FEWER}") from error
     _remove_worker_pids(id(batches))
     batches._worker_pids_set = False
+    return batches
+
+
+def _next(batches: Any) -> Any:
+    """The next batch, or None after the last.
+
+    Torch's handler of SIGCHLD raises where one of the processes that it knows of has died, wherever this one happens to
+    be: where that is the start of another worker, nobody would know of the new process. So it knows of these only here,
+    where a read could wait forever for the rest of what a dead one was sending.
+
+    Raises:
+        InputError: a worker was killed.
+    """
+    workers = batches._workers
     try:
-        yield batches
-    finally:  # now: a traceback that keeps the iterator would let later forks inherit it
-        batches._shutdown_workers()
-        for worker in batches._workers:
-            worker.kill()  # it may wait for a lock that a dead one held
+        _set_worker_pids(id(batches), tuple(worker.pid for worker in workers))
+        if death := _death(workers):
+            raise death
+        return next(batches, None)
+    except (RuntimeError, OSError, EOFError) as error:
+        # Where it was the socket of a dead one that is closed, that one counts as dead a moment later.
+        wait([worker.sentinel for worker in workers], timeout=0.1)
+        raise _death(workers) or error from error
+    finally:
+        _remove_worker_pids(id(batches))
+
+
+def _death(workers: Iterable[Any]) -> InputError | None:
+    """What a user is told when one of these processes was killed; None when none was."""
+    code = next((worker.exitcode for worker in workers if worker.exitcode), 0)
+    if not code:
+        return None
+    how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    if -code == signal.SIGBUS:
+        return InputError(
+            f"loader: a worker process died ({how}): there is no shared memory left. Raise its limit (of a container: "
+            f"--shm-size). {FEWER}"
+        )
+    return InputError(f"loader: a worker process died ({how}), most often for want of memory. {FEWER}")
+
+
+def _end(workers: Iterable[Any]) -> None:
+    """At once: workers ignore SIGTERM, and may wait for a lock that a dead one held."""
+    for worker in workers:
+        worker.kill()
+    for worker in workers:
+        worker.join(timeout=5)
 
 
 def _close(reference: weakref.ref[Generator[Any, None, None]]) -> None:
@@ -372,17 +439,3 @@ def _start_worker(parent: int, worker: int) -> None:
     torch.set_num_threads(1)
     for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group; the main process answers and ends workers
         signal.signal(number, signal.SIG_IGN)
-
-
-def _worker_death(error: Exception) -> InputError | None:
-    """What a user is told when a loader process was killed; None of other errors.
-
-    Torch says so in a RuntimeError; for a moment a dead process may count as running, and only its socket is closed.
-    """
-    if isinstance(error, RuntimeError) and not re.search("exited unexpectedly|killed by signal", str(error)):
-        return None
-    return InputError(
-        f"loader: a worker process died ({' '.join(str(error).split())}), most often for want of memory. "
-        "Lower runtime.workers (0 loads without workers), runtime.cache_megabytes or the batch size, then run the same "
-        "command: it continues."
-    )
