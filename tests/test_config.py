@@ -71,6 +71,7 @@ def test_overrides_win_over_parts_and_recipe() -> None:
     ("override", "words"),
     [
         ("train.schedul=cosine", ["train.schedul", "unknown key", "train.schedule"]),
+        ("augment.level=s4", ["augment", "unknown key", "Did you mean 'train.augment'"]),
         ("lr=0.1", ["lr", "train.lr"]),
         ("train.schedule=cosin", ["train.schedule", "'cosin'", "'cosine'"]),
         ("train.lr=fast", ["train.lr", "'fast'", "number"]),

@@ -295,7 +295,7 @@ def test_what_cannot_be_exported_is_refused_in_words(tmp_path: Path, monkeypatch
     with pytest.raises(InputError, match=r"absent\.onnx: does not exist.*tutelage export"):
         tutelage.benchmark(masks, onnx=tmp_path / "absent.onnx", device="cpu")
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(InputError, match=r"onnx: is not installed.*pip install tutelage\[onnx\]"):
+    with pytest.raises(InputError, match=r"onnx: is not installed.*pip install '\.\[onnx\]'"):
         tutelage.export(masks, out=out)
 
 

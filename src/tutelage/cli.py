@@ -134,7 +134,9 @@ def train(
     labeled_list: LabeledList = "",
     images: Images = "",
     recipe: Recipe = "",
-    teacher: Annotated[str, typer.Option(help="with --pseudo: the model that the student starts from")] = "",
+    teacher: Annotated[
+        str, typer.Option(help="with --pseudo or student.mode=online: the model that the student starts from")
+    ] = "",
     pseudo: Annotated[str, typer.Option(help="train a student on this store and the pool it was made of")] = "",
     verdicts: Verdicts = "",
     seed: Seed = None,

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
@@ -78,7 +78,16 @@ def _options(part: type[Part], prefix: str) -> Iterable[tuple[str, str, str]]:
         if isinstance(field.annotation, type) and issubclass(field.annotation, Part):
             yield from _options(field.annotation, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", json.dumps(field.default), field.description or ""
+            description, words = field.description or "", _words(field.annotation)
+            told = description if all(word in description for word in words) else f"{description} ({', '.join(words)})"
+            yield f"{prefix}{name}", json.dumps(field.default), told
+
+
+def _words(annotation: Any) -> list[str]:
+    """Those that a field takes, where not any will do."""
+    if get_origin(annotation) is Literal:
+        return [str(word) for word in get_args(annotation)]
+    return [word for part in get_args(annotation) for word in _words(part)]
 
 
 def _read_recipe(recipe: str | Path) -> dict[str, Any]:
@@ -139,7 +148,8 @@ def _explain(place: str, problem: ErrorDetails) -> str:
     path = [str(step) for step in problem["loc"]]
     key = ".".join(path)
     if problem["type"] == "extra_forbidden":
-        known = [name for name, _, _ in option_table()]
+        names = [name.split(".") for name, _, _ in option_table()]
+        known = dict.fromkeys(".".join(steps[:count]) for steps in names for count in range(1, len(steps) + 1))
         siblings = _fields_at(path[:-1])
         near = difflib.get_close_matches(path[-1], siblings, 1) or [
             name for name in known if name.rsplit(".", 1)[-1] == path[-1]

@@ -33,7 +33,7 @@ def require_onnx(*packages: str) -> None:
             importlib.import_module(name)
         except ModuleNotFoundError:
             raise InputError(
-                f"{name}: is not installed; ONNX files need it. Install it with pip install tutelage[onnx]."
+                f"{name}: is not installed; ONNX files need it. Install it with pip install '.[onnx]' in a checkout."
             ) from None
 
 

@@ -74,7 +74,7 @@ def export(
         What export.json says.
 
     Raises:
-        InputError: no model, an unknown option, Soft-NMS inside, or the packages of `tutelage[onnx]` are missing.
+        InputError: no model, an unknown option, Soft-NMS inside, or the packages of the extra `onnx` are missing.
     """
     out = Path(out)
     if format not in FORMATS:
