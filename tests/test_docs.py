@@ -51,7 +51,8 @@ def write_options() -> None:
         "# Options\n\nEvery option can be set in a recipe file or with `key=value` at the end of a command.\n"
         "`teacher` and `student` take every key of `train` and lie over it; the control is the student's run with\n"
         "`student.second_stream=labeled`. `runtime` changes speed, `sources` places, and `guard` what happens to a\n"
-        "run that is lost; all other options are part of a run's hash.\n\n| option | default | meaning |\n|---|---|---|\n"
+        "run that is lost; all other options are part of a run's hash.\n\n"
+        "| option | default | meaning |\n|---|---|---|\n"
     )
     rows = [f"| `{key}` | `{default}` | {description} |\n" for key, default, description in option_table()]
     (ROOT / "docs" / "options.md").write_text(head + "".join(rows))
