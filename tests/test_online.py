@@ -174,6 +174,26 @@ def test_when_a_teacher_that_learns_on_is_called_swelling_fading_or_gone(
     assert [alarm.cause for alarm in TrainingWatch().look(figures, TrainConfig())] == causes
 
 
+@pytest.mark.parametrize(("share", "causes"), [(0.2, []), (0.1, ["few"])])
+def test_when_a_teacher_that_learns_on_is_said_to_find_few(share: float, causes: list[str]) -> None:
+    figures = {"loss": 1.0, "lr": 0.1, "gradient_norm": 1.0, "second_share": share}
+    assert [alarm.cause for alarm in TrainingWatch().look(figures, TrainConfig())] == causes
+
+
+def test_the_share_that_a_teacher_finds_is_that_of_an_image() -> None:
+    """Four positives in eight images, beside forty in four: a twentieth, told once it is known."""
+    objective = online_student(toy_network(), PlantedTask())
+    targets = objective.prepare(batches_of_two(), None)
+    sums = objective(batches_of_two(), targets)
+    assert objective.counts(targets)[2:].tolist() == [4, 4, 8, 4], "drawn, unreadable, copies, labeled"
+    shares = []
+    for _ in range(22):
+        counts = torch.tensor([40.0, 4, 8, 0, 0, 4])
+        shares.append(float(objective.report(sums, counts)["second_share"]))
+        objective.update(sums, counts)
+    assert shares == pytest.approx([1.0] * 20 + [0.05] * 2)
+
+
 def test_a_teacher_of_which_nothing_is_ever_taken_is_told_of(tmp_path: Path) -> None:
     nothing = PseudoConfig(score_threshold=1.0)
     objective = online_student(toy_network(seed=3), PlantedTask(), nothing, **OPTIONS)

@@ -28,10 +28,11 @@ MEMORY = 0.9  # decay of the average of what it finds: about the last ten steps
 
 
 class Labeled(NamedTuple):
-    """A batch with the targets that it is trained on."""
+    """A batch with the targets that it is trained on, beside how many images with human labels."""
 
     batch: Batch
     targets: Targets
+    beside: int
 
     @property
     def num_positives(self) -> Tensor:
@@ -51,7 +52,7 @@ class OnlineStudent(Student):
     task: Task
     steps: Tensor  # () finished ones
     drawn: Tensor  # (3,) images of the second stream so far; unreadable ones and copies of held-out ones passed over
-    found: Tensor  # (2,) average positives of the second stream: when the burn-in ended, and now
+    found: Tensor  # (3,) average positives: of the second stream when the burn-in ended, and now; of the labeled one
 
     def __init__(self, task: Task, model: nn.Module, config: StudentConfig, pseudo: PseudoConfig) -> None:
         super().__init__(task, model, config)
@@ -61,7 +62,7 @@ class OnlineStudent(Student):
         self.limits = score_limits(pseudo, task.class_names)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.register_buffer("drawn", torch.zeros(3, dtype=torch.int64))
-        self.register_buffer("found", torch.zeros(2, dtype=next(model.parameters()).dtype))
+        self.register_buffer("found", torch.zeros(3, dtype=next(model.parameters()).dtype))
 
     @torch.no_grad()
     def prepare(self, batches: Mapping[str, Batch], ema: nn.Module | None = None) -> dict[str, Any]:
@@ -72,15 +73,16 @@ class OnlineStudent(Student):
             second = carried(predictions, second, self.task.annotation, self.limits, self.pseudo)
         return {
             "labeled": self.task.assign(batches["labeled"], self.ignored),
-            "second": Labeled(second, self.task.assign(second, self.ignored)),
+            "second": Labeled(second, self.task.assign(second, self.ignored), len(batches["labeled"])),
         }
 
     def counts(self, targets: Mapping[str, Any]) -> Tensor:
-        """Positives of both streams, then images of the second one and those passed over, (5,)."""
+        """Positives of both streams, images of the second one and those passed over, those of the labeled one, (6,)."""
         positives = super().counts(targets)
-        batch = targets["second"].batch
+        batch, _, beside = targets["second"]
         passed_over = batch.passed_over.sum(0) if batch.passed_over is not None else positives.new_zeros(2)
-        return torch.cat([positives, positives.new_full((1,), len(batch)), passed_over.to(positives)])
+        second, labeled = positives.new_tensor([[len(batch)], [beside]])
+        return torch.cat([positives, second, passed_over.to(positives), labeled])
 
     def pass_streams(self, streams: Sequence[str], batches: Mapping[str, Batch], targets: Mapping[str, Any]) -> Sums:
         """As `Student`, the second stream with the labels of `prepare`."""
@@ -105,27 +107,34 @@ class OnlineStudent(Student):
         """Moves the averages, and counts steps and images."""
         super().update(sums, counts)
         keep = (1 - 1 / (self.steps + 1)).clamp(max=MEMORY)  # a plain mean at first
-        now = keep * self.found[1] + (1 - keep) * counts[1]
-        self.found.copy_(torch.stack([torch.where(self._starting(), now, self.found[0]), now]))
+        human, pseudo = counts[:2].unbind()
+        now = keep * self.found[1:] + (1 - keep) * torch.stack([pseudo, human])
+        at_first = torch.where(self._starting(), now[:1], self.found[:1])
+        self.found.copy_(torch.cat([at_first, now]))
         self.steps += 1
-        self.drawn += counts[2:].to(self.drawn)
+        self.drawn += counts[2:5].to(self.drawn)
 
     def report(self, sums: Sums, counts: Tensor) -> dict[str, Tensor]:
         """As `Student`, and the second stream's positives of the step.
 
-        With a teacher also what is `left` of them: their average in the last steps over that at the end of the burn-in.
+        With a teacher also what is `left` of them (their average in the last steps over that at the end of the burn-in)
+        and their `share` (those of an image over those of one that people labeled).
         """
         figures = {**super().report(sums, counts[:2]), "second_positives": counts[1]}
         if not self.uses_teacher:
             return figures
-        at_first, now = self.found.unbind()
-        left = torch.where(self._starting(), 1.0, now / at_first.clamp(min=1))
-        return {**figures, "second_left": left}
+        at_first, now, human = self.found.unbind()
+        left = now / at_first.clamp(min=1)
+        share = now / human.clamp(min=1) * counts[5] / counts[2]
+        return {**figures, "second_left": self._once_known(left), "second_share": self._once_known(share)}
 
     def record(self) -> dict[str, Any]:
         """How many images the second stream drew, and in whose places others were taken."""
         images, unreadable, copies = self.drawn.tolist()
         return {"second_stream": {"images": images, "skipped": unreadable, "leaks": copies}}
+
+    def _once_known(self, figure: Tensor) -> Tensor:
+        return torch.where(self._starting(), 1.0, figure)
 
     def _starting(self) -> Tensor:
         """Whether it is not yet known what the teacher finds at first, ()."""
