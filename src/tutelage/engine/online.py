@@ -57,6 +57,7 @@ class OnlineStudent(Student):
     def __init__(self, task: Task, model: nn.Module, config: StudentConfig, pseudo: PseudoConfig) -> None:
         super().__init__(task, model, config)
         self.uses_teacher = config.second_stream == "pool"
+        self.unlearns = task.annotation == "boxes" and pseudo.unsure == "negative"  # what the teacher misses
         self.burn_in = config.online.burn_in
         self.pseudo = pseudo
         self.limits = score_limits(pseudo, task.class_names)
@@ -117,16 +118,17 @@ class OnlineStudent(Student):
     def report(self, sums: Sums, counts: Tensor) -> dict[str, Tensor]:
         """As `Student`, and the second stream's positives of the step.
 
-        With a teacher also what is `left` of them (their average in the last steps over that at the end of the burn-in)
-        and their `share` (those of an image over those of one that people labeled).
+        With a teacher also what is `left` of them: their average in the last steps over that at the end of the burn-in.
+        Where what it misses is background, their `share` too: those of an image over those of one that people labeled.
         """
         figures = {**super().report(sums, counts[:2]), "second_positives": counts[1]}
         if not self.uses_teacher:
             return figures
         at_first, now, human = self.found.unbind()
-        left = now / at_first.clamp(min=1)
-        share = now / human.clamp(min=1) * counts[5] / counts[2]
-        return {**figures, "second_left": self._once_known(left), "second_share": self._once_known(share)}
+        figures["second_left"] = self._once_known(now / at_first.clamp(min=1))
+        if self.unlearns:
+            figures["second_share"] = self._once_known(now / human.clamp(min=1) * counts[5] / counts[2])
+        return figures
 
     def record(self) -> dict[str, Any]:
         """How many images the second stream drew, and in whose places others were taken."""

@@ -29,7 +29,7 @@ LINES_KNOWN = 5  # lines of the log that make a median, or a habit
 LINES_KEPT = 50
 FADING, GONE = 1 / 2, 1 / 50  # of what a teacher that learns on found in the pool at first
 SWOLLEN = 1.5  # times that
-FEW = 0.15  # of what people label in an image
+FEW = 0.25  # of what people label in an image
 MANY_FOUND = 10  # positives a step: more than so many do not grow by half by chance
 CLIPPED = 2.0  # times train.clip_norm: on average half of each step is cut away
 
@@ -159,14 +159,14 @@ class TrainingWatch:
             )
 
     def _amount(self, share: float) -> Iterator[Alarm]:
-        """A teacher that learns on and knows little of the pool."""
+        """A teacher that learns on, knows little of the pool, and whose student unlearns the rest."""
         if share < FEW:
             yield Alarm(
                 "few",
-                f"the teacher takes {share:.2g} times as much from a pool image as people label in one. Where what it "
-                "misses is background, the student unlearns what it knew. Leave boxes that it is unsure of out of the "
-                "loss (pseudo.unsure=ignore pseudo.empty=drop), lower pseudo.score_threshold, or train the teacher "
-                "longer; if the pool shows little that people label, this is as it should be.",
+                f"the teacher takes {share:.2g} times as much from a pool image as people label in one; the rest "
+                "is background, and the student unlearns it. Leave boxes that it is unsure of out of the loss "
+                "(pseudo.unsure=ignore pseudo.empty=drop), lower pseudo.score_threshold, or train the teacher longer; "
+                "if the pool shows little that people label, this is as it should be.",
             )
 
     def _gradient(self, figures: Mapping[str, float], config: TrainConfig) -> Iterator[Alarm]:
