@@ -253,6 +253,6 @@ def test_joint_training_takes_a_teacher_that_learns_on() -> None:
 
     counts = launch(CPU, step)
     objective.update(*(objective(batches, targets := objective.prepare(batches, ema)), objective.counts(targets)))
-    assert counts.shape == (6,) and counts[1] > 0 and counts[2:5].tolist() == [4, 4, 8]
+    assert counts.shape == (7,) and counts[1] > 0 and counts[2:6].tolist() == [4, 4, 8, 4]
     assert all(weight.grad is not None for weight in network.parameters())
     assert objective.record()["second_stream"]["images"] == 4
