@@ -9,6 +9,8 @@ import sys
 import time
 from functools import partial
 from itertools import chain
+from multiprocessing import active_children
+from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
 
@@ -569,19 +571,53 @@ def test_errors_of_samples_are_no_deaths(workers: int) -> None:
         list(streams._loaded(Faulty(), [[0]], collate, workers=workers))
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of torch's iterator, half made
-def test_workers_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    before, fork, forks = set(psutil.Process().children()), os.fork, iter(range(2))
+def refuse_after(count: int, function: Any, error: Exception) -> Any:
+    """The function, which fails once it was called so often."""
+    calls = iter(range(count))
 
-    def limited() -> int:
-        if next(forks, None) is None:
-            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
-        return fork()
+    def limited(*given: Any) -> Any:
+        if next(calls, None) is None:
+            raise error
+        return function(*given)
 
-    monkeypatch.setattr(os, "fork", limited)
-    with pytest.raises(InputError, match=r"could not be started .*Cannot allocate memory.*runtime\.workers"):
-        next(streams._loaded(range(8), [[row] for row in range(8)], list, workers=3))
+    return limited
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "error"),
+    [
+        (os, "fork", OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))),
+        (Queue, "_start_thread", RuntimeError("can't start new thread")),
+    ],
+)
+def test_workers_that_cannot_be_started(
+    owner: Any, name: str, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = set(psutil.Process().children())
+    monkeypatch.setattr(owner, name, refuse_after(1, getattr(owner, name), error))
+    with pytest.raises(InputError, match=r"could not be started .*(Cannot allocate|new thread).*runtime\.workers"):
+        next(streams._loaded(range(8), [[row] for row in range(8)], list, workers=2))
     assert set(psutil.Process().children()) <= before
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(), EOFError()])
+def test_a_worker_whose_socket_closes_before_it_has_ended(error: Exception) -> None:
+    stream = streams._loaded(range(4), [[0], [1], [2]], list, workers=1)
+    next(stream)
+    (worker,) = active_children()
+
+    class Closing:
+        """Torch's iterator, at the moment at which the worker is about to end."""
+
+        _workers = (worker,)
+
+        def __next__(self) -> Any:
+            worker.kill()
+            raise error
+
+    with pytest.raises(InputError, match=r"a worker process died \(signal 9\)"):
+        streams._next(Closing())
+    stream.close()  # type: ignore[attr-defined]
 
 
 ABANDONED = """

@@ -84,7 +84,7 @@ def _options(part: type[Part], prefix: str) -> Iterable[tuple[str, str, str]]:
 
 
 def _words(annotation: Any) -> list[str]:
-    """Those that a field takes, where not any will do."""
+    """The words that a field takes, if it is a choice."""
     if get_origin(annotation) is Literal:
         return [str(word) for word in get_args(annotation)]
     return [word for part in get_args(annotation) for word in _words(part)]

@@ -24,15 +24,16 @@ from tutelage.types import Batch
 
 ONE_PASS = LabelConfig()  # one look, pixels at the size of the network
 STEPS_KNOWN = 20  # after which, where the burn-in is no longer, it is known what the teacher finds at first
+LEAST_LABELED = 5.0  # positives a step of the labeled stream, below which they say nothing of the pool
 MEMORY = 0.9  # decay of the average of what it finds: about the last ten steps
 
 
 class Labeled(NamedTuple):
-    """A batch with the targets that it is trained on, beside how many images with human labels."""
+    """A batch with the targets that it is trained on, and how many images with human labels the step has."""
 
     batch: Batch
     targets: Targets
-    beside: int
+    num_labeled: int
 
     @property
     def num_positives(self) -> Tensor:
@@ -57,7 +58,8 @@ class OnlineStudent(Student):
     def __init__(self, task: Task, model: nn.Module, config: StudentConfig, pseudo: PseudoConfig) -> None:
         super().__init__(task, model, config)
         self.uses_teacher = config.second_stream == "pool"
-        self.unlearns = task.annotation == "boxes" and pseudo.unsure == "negative"  # what the teacher misses
+        background = (pseudo.unsure, pseudo.empty) == ("negative", "background")
+        self.unlearns = task.annotation == "boxes" and background  # what the teacher misses
         self.burn_in = config.online.burn_in
         self.pseudo = pseudo
         self.limits = score_limits(pseudo, task.class_names)
@@ -80,9 +82,9 @@ class OnlineStudent(Student):
     def counts(self, targets: Mapping[str, Any]) -> Tensor:
         """Positives of both streams, images of the second one and those passed over, those of the labeled one, (6,)."""
         positives = super().counts(targets)
-        batch, _, beside = targets["second"]
+        batch, _, num_labeled = targets["second"]
         passed_over = batch.passed_over.sum(0) if batch.passed_over is not None else positives.new_zeros(2)
-        second, labeled = positives.new_tensor([[len(batch)], [beside]])
+        second, labeled = positives.new_tensor([[len(batch)], [num_labeled]])
         return torch.cat([positives, second, passed_over.to(positives), labeled])
 
     def pass_streams(self, streams: Sequence[str], batches: Mapping[str, Batch], targets: Mapping[str, Any]) -> Sums:
@@ -127,7 +129,8 @@ class OnlineStudent(Student):
         at_first, now, human = self.found.unbind()
         figures["second_left"] = self._once_known(now / at_first.clamp(min=1))
         if self.unlearns:
-            figures["second_share"] = self._once_known(now / human.clamp(min=1) * counts[5] / counts[2])
+            share = now / human.clamp(min=LEAST_LABELED) * counts[5] / counts[2]
+            figures["second_share"] = torch.where(human < LEAST_LABELED, 1.0, share)
         return figures
 
     def record(self) -> dict[str, Any]:

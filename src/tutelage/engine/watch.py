@@ -165,8 +165,8 @@ class TrainingWatch:
                 "few",
                 f"the teacher takes {share:.2g} times as much from a pool image as people label in one; the rest "
                 "is background, and the student unlearns it. Leave boxes that it is unsure of out of the loss "
-                "(pseudo.unsure=ignore pseudo.empty=drop), lower pseudo.score_threshold, or train the teacher longer; "
-                "if the pool shows little that people label, this is as it should be.",
+                "(pseudo.unsure=ignore pseudo.empty=drop), train the teacher longer, or label once "
+                "(student.mode=offline); if the pool shows little that people label, this is as it should be.",
             )
 
     def _gradient(self, figures: Mapping[str, float], config: TrainConfig) -> Iterator[Alarm]:

@@ -11,7 +11,7 @@ import signal
 import sys
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import active_children
@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch._C import _remove_worker_pids, _set_worker_pids
 from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from tutelage.augment.plan import Plan
 from tutelage.augment.policies import (
@@ -362,13 +363,23 @@ def _opened(loader: DataLoader[Any]) -> Iterator[Callable[[], Any]]:
 
 
 def _started(loader: DataLoader[Any]) -> Any:
-    """Torch's iterator, of whose workers its handler of signals does not know (`_next` says why)."""
-    before = set(active_children())
+    """Torch's iterator, of whose workers its handler of signals does not know (`_read` says why).
+
+    It is made in two steps, so that what there is of it can be ended where it is not made to the end.
+    """
+    batches: Any = _MultiProcessingDataLoaderIter.__new__(_MultiProcessingDataLoaderIter)
     try:
-        batches: Any = iter(loader)
+        _MultiProcessingDataLoaderIter.__init__(batches, loader)
     except (OSError, RuntimeError) as error:
-        _end(set(active_children()) - before)
-        raise InputError(f"loader: a worker process died or could not be started ({error}). {FEWER}") from error
+        workers = getattr(batches, "_workers", [])
+        death = _death(workers)
+        batches._shutdown = True
+        with suppress(ValueError):  # torch did not know of them yet
+            _remove_worker_pids(id(batches))
+        _end(workers)
+        if isinstance(error, OSError) or "start new thread" in str(error):
+            raise InputError(f"loader: worker processes could not be started ({error}). {FEWER}") from error
+        raise death or error from error
     _remove_worker_pids(id(batches))
     batches._worker_pids_set = False
     return batches
@@ -377,23 +388,32 @@ def _started(loader: DataLoader[Any]) -> Any:
 def _next(batches: Any) -> Any:
     """The next batch, or None after the last.
 
-    Torch's handler of SIGCHLD raises where one of the processes that it knows of has died, wherever this one happens to
-    be: where that is the start of another worker, nobody would know of the new process. So it knows of these only here,
-    where a read could wait forever for the rest of what a dead one was sending.
-
     Raises:
         InputError: a worker was killed.
     """
-    workers = batches._workers
     try:
-        _set_worker_pids(id(batches), tuple(worker.pid for worker in workers))
-        if death := _death(workers):
+        return _read(batches)
+    except (RuntimeError, OSError, EOFError) as error:
+        # The socket of a worker that dies is closed a moment before the worker has ended.
+        ready = wait([worker.sentinel for worker in batches._workers], timeout=0.1)
+        for worker in batches._workers:
+            if worker.sentinel in ready:
+                worker.join()
+        raise _death(batches._workers) or error from error
+
+
+def _read(batches: Any) -> Any:
+    """The next batch, while torch's handler of SIGCHLD knows of the workers.
+
+    It raises where one of those that it knows of has died, wherever this process happens to be: where that is the start
+    of another worker, nobody would know of the new process. Here a read could wait forever for the rest of what a dead
+    one was sending.
+    """
+    _set_worker_pids(id(batches), tuple(worker.pid for worker in batches._workers))
+    try:
+        if death := _death(batches._workers):
             raise death
         return next(batches, None)
-    except (RuntimeError, OSError, EOFError) as error:
-        # Where it was the socket of a dead one that is closed, that one counts as dead a moment later.
-        wait([worker.sentinel for worker in workers], timeout=0.1)
-        raise _death(workers) or error from error
     finally:
         _remove_worker_pids(id(batches))
 
@@ -403,7 +423,7 @@ def _death(workers: Iterable[Any]) -> InputError | None:
     code = next((worker.exitcode for worker in workers if worker.exitcode), 0)
     if not code:
         return None
-    how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    how = f"signal {-code}" if code < 0 else f"exit code {code}"
     if -code == signal.SIGBUS:
         return InputError(
             f"loader: a worker process died ({how}): there is no shared memory left. Raise its limit (of a container: "
