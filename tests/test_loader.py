@@ -39,6 +39,7 @@ from tutelage.data.loader import (
 )
 from tutelage.data.loader.pictures import Pictures
 from tutelage.data.loader.samples import TrainSamples
+from tutelage.data.loader.workers import _next, loaded
 from tutelage.data.masks import MaskCoding, read_mask
 from tutelage.types import IGNORE, Batch, Boxes, InputError, Sample
 
@@ -529,7 +530,7 @@ class Deadly:
 )
 def test_a_worker_that_dies_is_explained(number: int, told: str) -> None:
     with pytest.raises(InputError, match=rf"a worker process died .*{told}.*runtime\.workers"):
-        list(streams._loaded(Deadly(number), [[0], [1]], collate, workers=1))
+        list(loaded(Deadly(number), [[0], [1]], collate, workers=1))
 
 
 def test_a_worker_that_dies_is_told_of_by_its_own_stream(index: Index) -> None:
@@ -548,7 +549,7 @@ def test_a_worker_that_dies_is_told_of_by_its_own_stream(index: Index) -> None:
 def test_a_worker_that_dies_while_it_sends() -> None:
     """More than its pipe takes at once: what is missing will never come, and the read would wait for it."""
     before = set(psutil.Process().children())
-    stream = streams._loaded(range(4), [[0], [1], [2]], lambda rows: (rows, bytes(1 << 20)), workers=1)
+    stream = loaded(range(4), [[0], [1], [2]], lambda rows: (rows, bytes(1 << 20)), workers=1)
     next(stream)
     (worker,) = set(psutil.Process().children()) - before
     time.sleep(0.2)  # until it waits for the pipe to be read
@@ -568,7 +569,7 @@ class Faulty:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_errors_of_samples_are_no_deaths(workers: int) -> None:
     with pytest.raises(EOFError, match="of the sample"):
-        list(streams._loaded(Faulty(), [[0]], collate, workers=workers))
+        list(loaded(Faulty(), [[0]], collate, workers=workers))
 
 
 def refuse_after(count: int, function: Any, error: Exception) -> Any:
@@ -596,13 +597,13 @@ def test_workers_that_cannot_be_started(
     before = set(psutil.Process().children())
     monkeypatch.setattr(owner, name, refuse_after(1, getattr(owner, name), error))
     with pytest.raises(InputError, match=r"could not be started .*(Cannot allocate|new thread).*runtime\.workers"):
-        next(streams._loaded(range(8), [[row] for row in range(8)], list, workers=2))
+        next(loaded(range(8), [[row] for row in range(8)], list, workers=2))
     assert set(psutil.Process().children()) <= before
 
 
 @pytest.mark.parametrize("error", [ConnectionResetError(), EOFError()])
 def test_a_worker_whose_socket_closes_before_it_has_ended(error: Exception) -> None:
-    stream = streams._loaded(range(4), [[0], [1], [2]], list, workers=1)
+    stream = loaded(range(4), [[0], [1], [2]], list, workers=1)
     next(stream)
     (worker,) = active_children()
 
@@ -616,7 +617,7 @@ def test_a_worker_whose_socket_closes_before_it_has_ended(error: Exception) -> N
             raise error
 
     with pytest.raises(InputError, match=r"a worker process died \(signal 9\)"):
-        streams._next(Closing())
+        _next(Closing())
     stream.close()  # type: ignore[attr-defined]
 
 
