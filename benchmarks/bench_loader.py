@@ -102,8 +102,8 @@ class OfTorchvision(Dataset[tuple[torch.Tensor, torch.Tensor]]):
             image = v2.functional.pil_to_tensor(opened.convert("RGB"))
         xyxy = self.index.boxes(row).xyxy
         boxes = tv_tensors.BoundingBoxes(torch.from_numpy(xyxy), format="XYXY", canvas_size=image.shape[-2:])
-        pixels, boxes = self.move(tv_tensors.Image(self.policy(image)), boxes)
-        return pixels, boxes
+        pixels, boxes = self.move(tv_tensors.Image(image), boxes)
+        return self.policy(pixels), boxes
 
     def __len__(self) -> int:
         return len(self.index)
@@ -174,7 +174,7 @@ def main(images: int = 64, steps: int = 40, workers: Sequence[int] = (0, 1, 2)) 
                 print(f"  {name}, {kept}: {shown}")
             for peer, dataset in (("torchvision", OfTorchvision(index)), ("albumentations", OfAlbumentations(index))):
                 rates = [
-                    peer_images_per_second(dataset, steps if max(size) < 1000 else 2, number) for number in workers
+                    peer_images_per_second(dataset, steps if max(size) < 1000 else 4, number) for number in workers
                 ]
                 shown = ", ".join(f"{number} workers {rate:.0f}" for number, rate in zip(workers, rates, strict=True))
                 print(f"  {name}, {peer}, decoded each time: {shown}")
